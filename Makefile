@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` runs the whole chain on real candles, `make test` proves it.
+# Everything is installed into .venv, at the versions of requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+DURATION ?=
+SPEED ?= max
+DATA ?=
+SESSION ?= last
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check static fix paper replay bench train units clean
+
+help:  ## Show the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(INSTALLED)  ## Create .venv with the locked versions
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, %s is %s: set PYTHON=" % (sys.executable, sys.version.split()[0]))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## Paper-trade real candles; DURATION= seconds, SPEED= factor or max, DATA= file
+	$(BIN)/hrm-trader demo --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json)
+
+test: check  ## Run every check and every test
+	$(BIN)/python -m pytest -n 2
+
+check: static  ## Run format, lint, types, import contracts and the fast tests
+	$(BIN)/python -m pytest -n 2 -q -m "not integration and not slow"
+
+static: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy daemon actors hrm tests benchmarks
+	$(BIN)/lint-imports
+
+fix: setup  ## Format and apply the safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+paper: setup  ## Run the daemon in paper mode on DATA=, as systemd would
+	$(BIN)/hrm-trader run $(if $(DATA),--data $(DATA))
+
+replay: setup  ## Replay a recorded session, SESSION= folder, id or last
+	$(BIN)/hrm-trader replay $(SESSION)
+
+bench: setup  ## Run the benchmarks and write benchmarks/results
+	$(BIN)/python -m benchmarks.bus
+	$(BIN)/python -m benchmarks.tick_to_order
+
+train: setup  ## Train the small model on the embedded candles and release it to models/
+	$(BIN)/hrm-train --out models
+
+units: setup  ## Verify the systemd units with an ExecStart that exists here
+	$(BIN)/python -m pytest -q tests/test_daemon/test_units.py
+
+clean:  ## Remove what commands left behind: var/, runs/ and caches
+	rm -rf var runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
