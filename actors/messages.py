@@ -1,0 +1,390 @@
+"""Every message that travels between actors, in flow order, with its units.
+
+Prices and money are Decimal rupees (or the quote currency of the instrument), quantities are
+signed or unsigned int units, times are int nanoseconds since 1970 UTC ending in `_ns`, ratios are
+floats in [0, 1]. A new field with a default is free; renaming, removing or changing a meaning opens
+`v2` of that one stream. `tests/fixtures/messages/v1/` holds a sample of every message, and they
+decode for ever. The envelope (source, sequence, cause) belongs to the bus, not here.
+"""
+
+from decimal import Decimal
+from typing import ClassVar, Literal
+
+import msgspec
+
+Action = Literal["BUY_LONG", "SELL_SHORT", "CLOSE_LONG", "CLOSE_SHORT", "HOLD"]
+ACTIONS: tuple[Action, ...] = ("BUY_LONG", "SELL_SHORT", "CLOSE_LONG", "CLOSE_SHORT", "HOLD")
+"""Action codes of the contract: the index is the code."""
+
+Regime = Literal["trending", "ranging", "volatile"]
+Side = Literal["buy", "sell"]
+Policy = Literal["hrm", "hold"]
+Purpose = Literal["entry", "exit"]
+Severity = Literal["info", "warning", "critical"]
+OrderStatus = Literal[
+    "accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"
+]
+FINAL_STATUSES: frozenset[OrderStatus] = frozenset({"filled", "cancelled", "rejected", "expired"})
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+    """Base of all messages: where they travel, and what the latest one is kept per."""
+
+    stream: ClassVar[str]
+    latest_by: ClassVar[str | None] = None  # field whose value keys the `{stream}:latest` hash
+    shared: ClassVar[bool] = False  # several writers: entry ids come from the server
+
+    @property
+    def time_ns(self) -> int:
+        """Market time this message speaks of, in nanoseconds UTC."""
+        raise NotImplementedError  # pragma: no cover - every message defines it
+
+
+class Tick(Message, frozen=True, kw_only=True):
+    """A traded or indicative price of one instrument at one instant."""
+
+    stream: ClassVar[str] = "tick"
+
+    instrument: str
+    last_price: Decimal
+    event_ns: int
+    bid: Decimal | None = None
+    ask: Decimal | None = None
+    volume_today: int = 0  # units traded since the session opened; 0 for an index
+    origin: Literal["live", "candle_path"] = "live"  # candle_path: drawn from a candle, not traded
+
+    @property
+    def time_ns(self) -> int:
+        return self.event_ns
+
+
+class Bar(Message, frozen=True, kw_only=True):
+    """A closed candle; never one that may still change."""
+
+    stream: ClassVar[str] = "bar"
+
+    instrument: str
+    timeframe: str  # minutes as a decimal string, "D" is one day
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: int
+    open_ns: int
+    close_ns: int  # exclusive end of the bar
+    ticks: int  # how many ticks made it; never 0, a gap makes no bar
+
+    @property
+    def time_ns(self) -> int:
+        return self.close_ns
+
+
+class MarketContext(Message, frozen=True, kw_only=True):
+    """A closed bar with what the market looks like around it; drives one decision."""
+
+    stream: ClassVar[str] = "context"
+    latest_by: ClassVar[str | None] = "instrument"
+
+    instrument: str
+    timeframe: str
+    bar: Bar
+    volatility: float  # percentile rank of recent volatility, in [0, 1]
+    regime: Regime
+    regime_stability: float  # share of recent bars in the present regime, in [0, 1]
+    correlation_score: float  # stress: 1 = the usual correlation has broken down
+    news_impact: float
+    complexity: float  # weighted sum of the components that are present, in [0, 1]
+    atr: Decimal | None  # average true range over 14 bars, in price units; None while warming up
+    missing: tuple[str, ...] = ()  # components without a source, left out of the sum
+    bars_seen: int = 0
+
+    @property
+    def time_ns(self) -> int:
+        return self.bar.close_ns
+
+
+class Decision(Message, frozen=True, kw_only=True):
+    """What the policy wants to do at one bar close. `id` is `instrument@close_ns`."""
+
+    stream: ClassVar[str] = "decision"
+    latest_by: ClassVar[str | None] = "instrument"
+
+    id: str
+    instrument: str
+    timeframe: str
+    action: Action
+    size_fraction: float  # wanted share of the size that risk allows, in [0, 1]
+    confidence: float  # probability of the action among those allowed
+    policy: Policy
+    reference_price: Decimal  # close of the bar decided on
+    atr: Decimal | None
+    bar_close_ns: int
+    reason: str
+    market_complexity: float = 0.0
+    reasoning_depth: int = 0  # whole segments run
+    cycles: int = 0  # H-cycles run: replay runs exactly as many
+    stop_reason: str = ""
+    h_confidence: float = 0.0
+    l_confidence: float = 0.0
+    value: float = 0.0
+    probabilities: tuple[float, ...] = ()
+    budget_ms: float = 0.0
+    elapsed_us: int = 0
+    model_digest: str = ""
+    late: bool = False  # the answer came after its deadline: the action is HOLD
+    failed: bool = False  # no valid answer: the action is HOLD
+
+    @property
+    def time_ns(self) -> int:
+        return self.bar_close_ns
+
+
+class RuleResult(msgspec.Struct, frozen=True, array_like=True):
+    """One rule of a verdict: what was measured against what limit."""
+
+    rule: str
+    passed: bool
+    value: str
+    limit: str
+
+
+class RiskVerdict(Message, frozen=True, kw_only=True):
+    """Approval or refusal of one decision, rule by rule."""
+
+    stream: ClassVar[str] = "verdict"
+
+    decision_id: str
+    instrument: str
+    approved: bool
+    reason: str
+    decided_ns: int  # market time of the decision
+    rules: tuple[RuleResult, ...] = ()
+
+    @property
+    def time_ns(self) -> int:
+        return self.decided_ns
+
+
+class OrderIntent(Message, frozen=True, kw_only=True):
+    """A decision that may become an order. `quantity` is signed units: positive buys."""
+
+    stream: ClassVar[str] = "intent"
+
+    decision_id: str
+    instrument: str
+    quantity: int
+    purpose: Purpose
+    reference_price: Decimal
+    decided_ns: int
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    target_price: Decimal | None = None
+    capital_used: Decimal = Decimal(0)  # rupees set aside for an entry
+
+    @property
+    def time_ns(self) -> int:
+        return self.decided_ns
+
+
+class PlaceOrder(Message, frozen=True, kw_only=True):
+    """An order for the broker.
+
+    `client_order_id` (1-30 alphanumerics) is the only key that comes back.
+    """
+
+    stream: ClassVar[str] = "order"
+
+    client_order_id: str
+    decision_id: str
+    instrument: str
+    side: Side
+    quantity: int  # unsigned units
+    order_type: Literal["market", "limit"]
+    purpose: Purpose
+    reason: str
+    placed_ns: int
+    limit_price: Decimal | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.placed_ns
+
+
+class CancelOrder(Message, frozen=True, kw_only=True):
+    """A request to take one resting order back."""
+
+    stream: ClassVar[str] = "order"
+
+    client_order_id: str
+    instrument: str
+    reason: str
+    placed_ns: int
+
+    @property
+    def time_ns(self) -> int:
+        return self.placed_ns
+
+
+class ExecutionReport(Message, frozen=True, kw_only=True):
+    """What the broker said of an order.
+
+    `execution_id` is unique: a repeat is the same fact again.
+    """
+
+    stream: ClassVar[str] = "report"
+
+    execution_id: str
+    client_order_id: str
+    instrument: str
+    side: Side
+    status: OrderStatus
+    event_ns: int
+    last_quantity: int = 0  # units of this fill, unsigned
+    last_price: Decimal = Decimal(0)
+    cumulative_quantity: int = 0
+    charges: Decimal = Decimal(0)  # rupees for this fill
+    reason: str = ""
+
+    @property
+    def time_ns(self) -> int:
+        return self.event_ns
+
+
+class Position(Message, frozen=True, kw_only=True):
+    """The position of one instrument after its last change, with the money it made."""
+
+    stream: ClassVar[str] = "position"
+    latest_by: ClassVar[str | None] = "instrument"
+
+    instrument: str
+    net_quantity: int  # signed units
+    average_price: Decimal
+    realised_pnl: Decimal  # rupees since the start of the session, net of charges
+    charges: Decimal  # rupees since the start of the session
+    capital_used: Decimal  # rupees set aside while the position is open
+    updated_ns: int
+    stop_price: Decimal | None = None
+    target_price: Decimal | None = None
+    trailing_stop_price: Decimal | None = None
+    entry_ns: int | None = None
+    round_trips: int = 0
+    winning_round_trips: int = 0
+    last_exit_reason: str = ""
+
+    @property
+    def time_ns(self) -> int:
+        return self.updated_ns
+
+
+class TimeEvent(Message, frozen=True, kw_only=True):
+    """The clock, as a message: actors know no other time."""
+
+    stream: ClassVar[str] = "time"
+
+    now_ns: int  # market time: the real clock live, the candles' clock in a replayed market
+    wall_ns: int  # the real clock
+
+    @property
+    def time_ns(self) -> int:
+        return self.now_ns
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Sign of life of one actor, with what it did since it started."""
+
+    stream: ClassVar[str] = "heartbeat"
+    latest_by: ClassVar[str | None] = "actor"
+    shared: ClassVar[bool] = True
+
+    actor: str
+    at_ns: int  # real clock
+    handled: int
+    failed: int  # messages that went to the dead letters
+    lost: int  # gaps in the sequence numbers of its inputs
+    lag: int  # entries waiting
+    p50_us: int  # time to handle one message
+    p99_us: int
+    restarts: int = 0
+    rss_mib: float = 0.0
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class Alert(Message, frozen=True, kw_only=True):
+    """Something a person should know; `runbook` is a heading under docs/runbooks."""
+
+    stream: ClassVar[str] = "alert"
+    shared: ClassVar[bool] = True
+
+    severity: Severity
+    text: str
+    runbook: str
+    at_ns: int
+    source: str = ""
+    instrument: str | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class KillSwitch(Message, frozen=True, kw_only=True):
+    """Trading is stopped (engaged) or allowed again (released)."""
+
+    stream: ClassVar[str] = "control"
+    latest_by: ClassVar[str | None] = "kind"
+    shared: ClassVar[bool] = True
+
+    engaged: bool
+    reason: str
+    operator: str
+    at_ns: int
+    flatten: bool = False
+    kind: Literal["kill_switch"] = "kill_switch"
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class PolicySwitch(Message, frozen=True, kw_only=True):
+    """Which policy decides from now on."""
+
+    stream: ClassVar[str] = "control"
+    latest_by: ClassVar[str | None] = "kind"
+    shared: ClassVar[bool] = True
+
+    policy: Policy
+    reason: str
+    at_ns: int
+    kind: Literal["policy_switch"] = "policy_switch"
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+AnyMessage = (
+    Tick
+    | Bar
+    | MarketContext
+    | Decision
+    | RiskVerdict
+    | OrderIntent
+    | PlaceOrder
+    | CancelOrder
+    | ExecutionReport
+    | Position
+    | TimeEvent
+    | Heartbeat
+    | Alert
+    | KillSwitch
+    | PolicySwitch
+)
+"""The union that the wire format decodes to."""
+
+MESSAGE_TYPES: tuple[type[Message], ...] = AnyMessage.__args__
+STREAMS: tuple[str, ...] = tuple(dict.fromkeys(kind.stream for kind in MESSAGE_TYPES))
+"""Stream names in flow order, each once."""

@@ -1,0 +1,50 @@
+"""The exception tree of the daemon: refusing is a value, failing is one of these.
+
+TraderError
+├── ConfigError            settings or instruments that cannot be used, all problems at once
+├── DataError              market data that cannot be used
+├── BusError               the message server is gone, full or not ours
+├── ReplayError            a recording that is damaged or incomplete
+├── PartCrashed            a part of the daemon ended without being asked to
+└── BrokerError
+    ├── BrokerUnavailable  the outcome is unknown: ask the broker, never repeat an order
+    └── BrokerRejected     the broker said no
+
+`hrm/` raises ValueError for bad tensors and its own IntegrityError for weights that do not match.
+"""
+
+
+class TraderError(Exception):
+    """Base of everything this program raises on purpose."""
+
+
+class ConfigError(TraderError):
+    """Settings that cannot be used; the text names file, key, value and remedy."""
+
+
+class DataError(TraderError):
+    """Market data that cannot be used; the text names file, row, value and remedy."""
+
+
+class BusError(TraderError):
+    """The bus cannot be reached or refused a command; what was not acknowledged comes again."""
+
+
+class ReplayError(TraderError):
+    """A recording that is damaged, incomplete or of another version."""
+
+
+class PartCrashed(TraderError):
+    """A part of the daemon ended without being asked to; its supervisor starts it again."""
+
+
+class BrokerError(TraderError):
+    """Base of what can go wrong at the broker."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker did not answer: whether the request had an effect is unknown."""
+
+
+class BrokerRejected(BrokerError):
+    """The broker refused the request, for the reason given."""
