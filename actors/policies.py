@@ -1,0 +1,181 @@
+"""Settings of the actors: one frozen model per actor, with units, ranges and safe defaults.
+
+Only what an actor reads belongs here. Where the values are written down (which section of
+settings.yaml, which environment variable) is for daemon/settings.py to know. A value that two
+actors need, such as the brokerage, is written once in the file and handed to both.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Rupees = Annotated[Decimal, Field(ge=0)]
+
+_WEIGHT_SUM_TOLERANCE = 1e-9
+
+
+class ActorSettings(BaseModel):
+    """Refuse unknown keys, later changes, NaN and infinity, in the settings of every actor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FeedSettings(ActorSettings):
+    """Say which ticks make which bars, and when a tick or a silence is not to be believed."""
+
+    instruments: tuple[str, ...] = Field(default=("Nifty",), min_length=1)
+    """Symbols of instruments.yaml, in any spelling the catalogue knows; each once."""
+    timeframe: str = "5"
+    """Bar length in minutes as a decimal string, or "D"; one of the timeframes listed there."""
+    stale_after_seconds: float = Field(default=10.0, gt=0.0, le=3600.0)
+    """Market time without a tick, while the exchange is open, after which an alert goes out."""
+    future_tolerance_ms: int = Field(default=2000, ge=0, le=60_000)
+    """How far ahead of the market clock a tick may be dated before it is refused."""
+    speed: Annotated[float, Field(gt=0.0)] | Literal["max"] = 60.0
+    """Market seconds per real second when candles are played as ticks; "max" never waits.
+
+    Read by the tick source only: live ticks come as they come.
+    """
+
+    @model_validator(mode="after")
+    def _instruments_are_named_once(self) -> Self:
+        repeated = sorted({name for name in self.instruments if self.instruments.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"instruments names {', '.join(repeated)} more than once: keep one of each"
+            )
+        return self
+
+
+class ComplexityWeights(ActorSettings):
+    """Weigh the four components of market complexity; together they must make 1."""
+
+    volatility: Fraction = 0.3
+    regime: Fraction = 0.3
+    news: Fraction = 0.2
+    correlation: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _weights_make_one(self) -> Self:
+        total = self.volatility + self.regime + self.news + self.correlation
+        if abs(total - 1.0) > _WEIGHT_SUM_TOLERANCE:
+            raise ValueError(f"the weights must sum to 1, they sum to {total:g}: scale them")
+        return self
+
+
+class ComplexitySettings(ActorSettings):
+    """Set the windows, in bars, that market complexity is measured over."""
+
+    weights: ComplexityWeights = ComplexityWeights()
+    volatility_window: int = Field(default=20, ge=2, le=1000)
+    """Returns in one volatility; also the bars that the regime is read from."""
+    correlation_window: int = Field(default=50, ge=10, le=5000)
+    """Returns in the usual correlation between instruments."""
+    atr_period: int = Field(default=14, ge=2, le=200)
+    """True ranges in the average true range that stops are set by."""
+
+
+class ReasoningSettings(ActorSettings):
+    """Say when reasoning may begin.
+
+    How long and how deep it may think is the model's own section, in hrm.config.
+    """
+
+    warm_up_bars: int = Field(default=96, ge=1, le=5000)
+    """Closed bars seen before the first decision that is not HOLD: the model's window of 64 and
+    the 32 bars that its features look back."""
+
+
+class RiskLimits(ActorSettings):
+    """Set what risk refuses. All fractions are of the initial capital unless said otherwise."""
+
+    initial_capital: Decimal = Field(default=Decimal(100_000), gt=0)
+    """Rupees at the start of the session."""
+    brokerage_entry: Rupees = Decimal(25)
+    """Rupees per entry order, taken from the capital before lots are counted."""
+    max_position_lots: int = Field(default=100, ge=1, le=100_000)
+    """Lots of one instrument, whatever the capital would pay for."""
+    max_open_positions: int = Field(default=1, ge=1, le=100)
+    """Instruments with an open position at the same time."""
+    max_orders_per_minute: int = Field(default=20, ge=1, le=480)
+    """Order intents of all instruments in any 60 seconds of market time. Exits count, and are
+    never refused for it."""
+    max_daily_loss: PositiveFraction = 0.03
+    """Loss since the session opened, realised and open, that halts trading for the day."""
+    max_drawdown: PositiveFraction = 0.10
+    """Fall from the highest capital reached, as a fraction of that, that halts trading."""
+    min_confidence: Fraction = 0.35
+    """Probability of the action that an entry needs. Three actions are allowed without a position,
+    so a third is a blind guess."""
+    max_decision_age_seconds: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """Market time from the close of the bar that was decided on to the check by risk."""
+
+
+class ExecutionSettings(ActorSettings):
+    """Set how intents become orders, and how positions are protected and left."""
+
+    risk_multiplier: Decimal = Field(default=Decimal("1.5"), gt=0)
+    """Distance from the entry to the stop-loss, in average true ranges."""
+    reward_multiplier: Decimal = Field(default=Decimal("3.0"), gt=0)
+    """Distance from the entry to the target, in average true ranges."""
+    brokerage_entry: Rupees = Decimal(25)
+    """Rupees per entry order, taken from the capital."""
+    brokerage_exit: Rupees = Decimal(35)
+    """Rupees per exit order, taken from the result."""
+    trailing_stop: bool = True
+    """Follow the best price since entry at the distance of the first stop."""
+    slippage_ticks: int = Field(default=1, ge=0, le=100)
+    """Ticks by which a simulated fill is worse than the price it was triggered by."""
+    slippage_bps: Decimal = Field(default=Decimal("0.5"), ge=0, le=100)
+    """Basis points (1/10,000) of the price, on top of the ticks, for the same reason."""
+    order_timeout_seconds: float = Field(default=10.0, gt=0.0, le=600.0)
+    """Market time an order may stay without a final answer before it is cancelled or asked for."""
+    exit_attempts: int = Field(default=3, ge=1, le=10)
+    """Times an exit is sent, each after the one before failed; then a person is called."""
+    exit_retry_seconds: float = Field(default=1.0, ge=0.0, le=60.0)
+    """Market time between two of these attempts."""
+    max_order_rate_per_second: int = Field(default=8, ge=1, le=9)
+    """Orders and cancels in any second of real time. From 10 on an algorithm must be registered,
+    and the exchange counts arrivals, which may bunch: hence the spare."""
+
+
+class MonitoringSettings(ActorSettings):
+    """Set when monitoring warns, when it calls a person, and when it takes the model out."""
+
+    heartbeat_seconds: float = Field(default=1.0, gt=0.0, le=60.0)
+    """Real time between two signs of life of an actor."""
+    silent_after_seconds: float = Field(default=10.0, gt=0.0, le=600.0)
+    """Real time without one after which the actor counts as dead."""
+    latency_warning_ms: float = Field(default=50.0, gt=0.0)
+    """Time of one inference above which a warning goes out."""
+    latency_critical_ms: float = Field(default=100.0, gt=0.0)
+    """Time of one inference above which the alert is critical."""
+    memory_warning_gb: float = Field(default=3.0, gt=0.0)
+    """Resident memory of one process in GB (1000 MB) above which a warning goes out."""
+    memory_critical_gb: float = Field(default=4.0, gt=0.0)
+    """Resident memory of one process in GB above which the alert is critical."""
+    error_rate_warning: PositiveFraction = 0.01
+    """Share of failed among handled messages or decisions above which a warning goes out."""
+    error_rate_critical: PositiveFraction = 0.05
+    """The same share above which the alert is critical."""
+    failures_before_fallback: int = Field(default=3, ge=1, le=100)
+    """Late or failed inferences in a row after which monitoring switches to the hold policy."""
+
+    @model_validator(mode="after")
+    def _limits_come_in_order(self) -> Self:
+        wrong = [
+            f"{lower} {getattr(self, lower):g} must be below {upper} {getattr(self, upper):g}"
+            for lower, upper in (
+                ("heartbeat_seconds", "silent_after_seconds"),
+                ("latency_warning_ms", "latency_critical_ms"),
+                ("memory_warning_gb", "memory_critical_gb"),
+                ("error_rate_warning", "error_rate_critical"),
+            )
+            if getattr(self, lower) >= getattr(self, upper)
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
