@@ -1,0 +1,207 @@
+"""Complexity: how hard the market is to read at each bar close.
+
+How price turns into volatility rank and regime is in hrm/features.py, since training computes the
+same; what needs several instruments or a running state (correlation, average true range) is here.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+
+from actors.base import Actor
+from actors.messages import Bar, MarketContext
+from actors.policies import ComplexitySettings, ComplexityWeights
+from hrm.features import CONTEXT_BARS, VOLATILITY_BARS, complexity_components
+
+NEUTRAL_COMPLEXITY = 0.5
+"""Complexity while nothing about the market is known: neither calm nor alarming."""
+
+_USUAL_WINDOWS = 4  # the usual correlation is taken over this many recent windows, before them
+_LEAST_USUAL_CORRELATION = 0.1  # below it there is no usual correlation that could break down
+_PRICE_STEP = Decimal("0.00000001")
+
+
+class MarketComplexityActor(Actor[Bar, MarketContext]):
+    """Tell, for each closed bar, what the market looks like around it.
+
+    This is the *MarketComplexityDetector* of the design document. State is kept per instrument and
+    timeframe, in windows of fixed size. Its memory is all retained bars: ranks and the average true
+    range reach back hundreds of bars, over nights and holidays.
+
+    Components, each in [0, 1]: volatility is the percentile rank of the root mean square of 20
+    returns among the last 240 of its kind; instability is the share of the last 20 bars that were
+    in another regime; correlation stress is 0 while instruments move together as they usually do
+    and 1 when that has gone; news has no source. Complexity is the weighted mean of those present.
+    """
+
+    name = "complexity"
+
+    def __init__(self, settings: ComplexitySettings) -> None:
+        if settings.volatility_window != VOLATILITY_BARS:
+            raise ValueError(
+                f"complexity.volatility_window is {settings.volatility_window} but models are "
+                f"trained on {VOLATILITY_BARS}: set it to {VOLATILITY_BARS}"
+            )
+        self._settings = settings
+        self._series: dict[tuple[str, str], _Series] = {}  # by instrument and timeframe
+
+    def handle(self, message: Bar) -> Iterator[MarketContext]:
+        """Yield the context of the bar; raise ValueError for a bar that cannot be true."""
+        key = (message.instrument, message.timeframe)
+        known = self._series.get(key)
+        _check(message, known.last_close_ns if known is not None else None)
+        series = known or self._series.setdefault(key, _Series(self._settings))
+        stress = self._correlation_stress(message)
+        series.add(message)
+        yield self._context(message, series, stress)
+
+    def _context(self, bar: Bar, series: "_Series", stress: float | None) -> MarketContext:
+        price = complexity_components(list(series.highs), list(series.lows), list(series.closes))
+        is_warm = series.bars_seen > VOLATILITY_BARS
+        components = {
+            "volatility": price.volatility if is_warm else None,
+            "regime": 1.0 - price.regime_stability if is_warm else None,
+            "news": None,
+            "correlation": stress,
+        }
+        return MarketContext(
+            instrument=bar.instrument,
+            timeframe=bar.timeframe,
+            bar=bar,
+            volatility=price.volatility,
+            regime=price.regime,
+            regime_stability=price.regime_stability,
+            correlation_score=stress or 0.0,
+            news_impact=0.0,
+            complexity=weighted_complexity(components, self._settings.weights),
+            atr=series.average_true_range(),
+            missing=tuple(name for name, value in components.items() if value is None),
+            bars_seen=series.bars_seen,
+        )
+
+    def _correlation_stress(self, bar: Bar) -> float | None:
+        """Say how far the correlations with the other instruments have left their usual values.
+
+        Only bars before this one count, so that it does not matter which of several instruments
+        closes its bar first. A pair weighs as much as its usual correlation; None: no pair has one.
+        """
+        own = self._series[bar.instrument, bar.timeframe].returns
+        window = self._settings.correlation_window
+        lost, usual_total = 0.0, 0.0
+        for (instrument, timeframe), series in sorted(self._series.items()):
+            if instrument == bar.instrument or timeframe != bar.timeframe:
+                continue
+            common = [at for at in own if at in series.returns and at < bar.close_ns]
+            if len(common) < 2 * window:
+                continue
+            recent, earlier = common[-window:], common[:-window]
+            usual = _correlation(own, series.returns, earlier)
+            now = _correlation(own, series.returns, recent)
+            if usual is None or now is None or abs(usual) < _LEAST_USUAL_CORRELATION:
+                continue
+            lost += max(abs(usual) - math.copysign(1.0, usual) * now, 0.0)
+            usual_total += abs(usual)
+        return min(lost / usual_total, 1.0) if usual_total else None
+
+
+def weighted_complexity(
+    components: Mapping[str, float | None], weights: ComplexityWeights
+) -> float:
+    """Average the known components by weight, in [0, 1]; an absent one neither calms nor alarms.
+
+    Keys are the names of the weights. With none known it is NEUTRAL_COMPLEXITY. With the default
+    weights it equals hrm.features.complexity_score, which training uses.
+    """
+    shares: dict[str, float] = weights.model_dump()
+    known = [(shares[name], value) for name, value in components.items() if value is not None]
+    total = sum(weight for weight, _ in known)
+    if not total:
+        return NEUTRAL_COMPLEXITY
+    mean = sum(weight * value for weight, value in known) / total
+    return min(max(mean, 0.0), 1.0)
+
+
+class _Series:
+    """The recent bars of one instrument and timeframe, and Wilder's average true range."""
+
+    def __init__(self, settings: ComplexitySettings) -> None:
+        self._period = settings.atr_period
+        self._last_close: Decimal | None = None
+        self._average: Decimal | None = None  # Wilder's, once `period` true ranges are known
+        self._true_ranges: deque[Decimal] = deque(maxlen=self._period)
+        self._longest_returns = (1 + _USUAL_WINDOWS) * settings.correlation_window
+        self.highs: deque[float] = deque(maxlen=CONTEXT_BARS)
+        self.lows: deque[float] = deque(maxlen=CONTEXT_BARS)
+        self.closes: deque[float] = deque(maxlen=CONTEXT_BARS)
+        self.returns: dict[int, float] = {}  # log return by close_ns, oldest first
+        self.bars_seen = 0
+        self.last_close_ns: int | None = None
+
+    def add(self, bar: Bar) -> None:
+        self._add_true_range(bar)
+        if self._last_close is not None:
+            self.returns[bar.close_ns] = math.log(bar.close / self._last_close)
+            if len(self.returns) > self._longest_returns:
+                del self.returns[next(iter(self.returns))]
+        self._last_close = bar.close
+        self.highs.append(float(bar.high))
+        self.lows.append(float(bar.low))
+        self.closes.append(float(bar.close))
+        self.bars_seen += 1
+        self.last_close_ns = bar.close_ns
+
+    def average_true_range(self) -> Decimal | None:
+        """Return Wilder's average of the true ranges, in price units; None before `period` bars.
+
+        It starts as the mean of the first `period` true ranges (the first one is high less low) and
+        then moves 1/period of the way to each new one. None as well where the price never moved: a
+        distance of 0 is no place for a stop. The trading rules' stand-in, (highest high - lowest
+        low) / period, has nothing to add: it is 0 wherever this average is.
+        """
+        if self._average is None:
+            return None
+        average = self._average.quantize(_PRICE_STEP)
+        return average if average > 0 else None
+
+    def _add_true_range(self, bar: Bar) -> None:
+        high, low = bar.high, bar.low
+        if self._last_close is not None:
+            high, low = max(high, self._last_close), min(low, self._last_close)
+        true_range = high - low
+        if self._average is not None:
+            self._average += (true_range - self._average) / self._period
+            return
+        self._true_ranges.append(true_range)
+        if len(self._true_ranges) == self._period:
+            self._average = sum(self._true_ranges, Decimal(0)) / self._period
+            self._true_ranges.clear()
+
+
+def _check(bar: Bar, last_close_ns: int | None) -> None:
+    where = f"bar of {bar.instrument} closing at {bar.close_ns}"
+    for field in ("open", "high", "low", "close"):
+        price: Decimal = getattr(bar, field)
+        if not price.is_finite() or price <= 0:
+            raise ValueError(f"{where}: {field} must be a positive number, was {price}")
+    if not bar.low <= min(bar.open, bar.close) <= max(bar.open, bar.close) <= bar.high:
+        raise ValueError(
+            f"{where}: prices must lie between low and high, open {bar.open} high {bar.high} "
+            f"low {bar.low} close {bar.close}"
+        )
+    if last_close_ns is not None and bar.close_ns <= last_close_ns:
+        raise ValueError(
+            f"{where}: must be later than the bar before, which closed {last_close_ns}"
+        )
+
+
+def _correlation(
+    own: Mapping[int, float], other: Mapping[int, float], times: list[int]
+) -> float | None:
+    """Correlate the returns at `times`; None where one of them never moved."""
+    left, right = [own[at] for at in times], [other[at] for at in times]
+    try:
+        return statistics.correlation(left, right)
+    except statistics.StatisticsError:  # its name for a constant input
+        return None

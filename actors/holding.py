@@ -1,0 +1,250 @@
+"""Holding: the orders and fills of one instrument, and what they add up to.
+
+Bookkeeping only: states of an order, average price, result, levels. When to place, cancel or leave
+is for execution.py to say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final, Literal
+
+from actors.instruments import Instrument
+from actors.messages import (
+    FINAL_STATUSES,
+    ExecutionReport,
+    OrderIntent,
+    OrderStatus,
+    PlaceOrder,
+    Position,
+)
+
+OrderState = Literal["sent"] | OrderStatus
+
+STOP_LOSS: Final = "STOP_LOSS_HIT"
+TARGET: Final = "TARGET_PROFIT_HIT"
+TRAILING_STOP: Final = "TRAILING_STOP_HIT"
+CLOSED: Final = "CLOSED"
+
+_EVERY: Final[frozenset[OrderStatus]] = frozenset(
+    {"accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"}
+)
+TRANSITIONS: Final[Mapping[OrderState, frozenset[OrderStatus]]] = {
+    "sent": _EVERY,
+    "unknown": _EVERY,
+    "accepted": _EVERY - {"accepted"},
+    "partially_filled": _EVERY - {"accepted", "rejected"},
+    "filled": frozenset(),
+    "cancelled": frozenset(),
+    "rejected": frozenset(),
+    "expired": frozenset(),
+}
+"""States that an order may move to. Everything else changes no state."""
+STALE: Final[Mapping[OrderState, frozenset[OrderStatus]]] = {
+    "sent": frozenset(),
+    "unknown": frozenset(),
+    "accepted": frozenset({"accepted"}),
+    "partially_filled": frozenset({"accepted"}),
+    "filled": frozenset({"accepted", "partially_filled", "filled", "unknown"}),
+    "cancelled": frozenset({"accepted", "partially_filled", "cancelled", "unknown"}),
+    "rejected": frozenset({"accepted", "rejected", "unknown"}),
+    "expired": frozenset({"accepted", "partially_filled", "expired", "unknown"}),
+}
+"""Reports that merely come late, since sockets do not keep their order: no alert is due."""
+
+_PAISA = Decimal("0.01")
+
+
+@dataclass(slots=True)
+class Order:
+    """One order, from its placing to the last that was heard of it."""
+
+    placed: PlaceOrder
+    intent: OrderIntent | None  # of an entry: levels and capital of the position it opens
+    state: OrderState = "sent"
+    executions: set[str] = field(default_factory=set)
+    booked: int = 0  # units of the fills that came
+    claimed: int = 0  # units that the broker said are filled, whether their fills came or not
+    state_ns: int = 0
+    traded_ns: int | None = None  # first tick of the instrument since the order was taken
+    cancel_asked_ns: int | None = None
+    is_reported_late: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Tell whether nothing more can come: a final state, and every fill it speaks of."""
+        return self.state in FINAL_STATUSES and self.booked >= self.claimed
+
+    @property
+    def waits_since_ns(self) -> int | None:
+        """Market time from which a final answer is due; None: nothing can be said yet."""
+        if self.state in FINAL_STATUSES:
+            return self.state_ns  # its fills are missing
+        is_taken = self.state in ("accepted", "partially_filled")
+        if is_taken and self.placed.order_type == "market":
+            # Without a trade in the instrument there is nothing yet that it could fill at.
+            return self.traded_ns
+        return self.placed.placed_ns
+
+    def move(self, report: ExecutionReport, now_ns: int) -> bool:
+        """Take the state a report brings; False if an order in this state cannot go there."""
+        self.claimed = max(
+            self.claimed,
+            report.cumulative_quantity,
+            self.placed.quantity if report.status == "filled" else 0,
+        )
+        if report.status in TRANSITIONS[self.state]:
+            self.state = report.status
+            self.state_ns = now_ns
+            return True
+        return report.status in STALE[self.state]
+
+
+@dataclass(slots=True)
+class Exit:
+    """One endeavour to leave a position; it may take several orders, one at a time."""
+
+    reason: str
+    decision_id: str
+    attempts: int = 0
+    next_ns: int = 0
+    has_failed: bool = False
+
+
+@dataclass(slots=True)
+class Holding:
+    """Position, levels and live orders of one instrument."""
+
+    instrument: Instrument
+    name: str
+    trails: bool = True  # whether a trailing stop follows the price
+    net: int = 0  # signed units
+    average_price: Decimal = Decimal(0)
+    realised: Decimal = Decimal(0)
+    charges: Decimal = Decimal(0)
+    capital_per_unit: Decimal = Decimal(0)
+    stop: Decimal | None = None
+    target: Decimal | None = None
+    trailing: Decimal | None = None
+    trailing_distance: Decimal = Decimal(0)
+    entry_ns: int | None = None
+    decision_id: str = ""  # that the position goes back to
+    trip_pnl: Decimal = Decimal(0)
+    round_trips: int = 0
+    winning_round_trips: int = 0
+    last_exit_reason: str = ""
+    entry_order: Order | None = None
+    exit_order: Order | None = None
+    exit: Exit | None = None
+    exits_sent: int = 0  # never starts again: client order ids of exits count on
+    is_held_back: bool = False  # a person was told that the kill switch keeps it open
+
+    def book(self, order: Order, report: ExecutionReport, brokerage: Decimal, now_ns: int) -> None:
+        """Count one fill: net, average price, result and charges.
+
+        brokerage: rupees, taken once per order, with its first fill.
+        """
+        price = report.last_price
+        quantity = report.last_quantity if report.side == "buy" else -report.last_quantity
+        net = self.net
+        fees = report.charges
+        if not order.booked:
+            fees += brokerage
+        order.booked += report.last_quantity
+        if net == 0:
+            self._open_trip(order, report, now_ns)
+        closed = min(abs(net), abs(quantity)) if net * quantity < 0 else 0
+        result = (price - self.average_price) * (closed if net > 0 else -closed) - fees
+        self.realised += result
+        self.trip_pnl += result
+        self.charges += fees
+        self.net = net + quantity
+        if closed == 0:
+            value = self.average_price * abs(net) + price * abs(quantity)
+            self.average_price = value / abs(self.net)
+        elif closed == abs(net):
+            self._close_trip()
+            if self.net:
+                self._open_trip(order, report, now_ns)
+                self.average_price = price
+
+    def _open_trip(self, order: Order, report: ExecutionReport, now_ns: int) -> None:
+        # A broker's clock that runs ahead must not blind the position to the ticks until then.
+        self.entry_ns = min(report.event_ns, now_ns)
+        self.decision_id = order.placed.decision_id
+        self.trip_pnl = Decimal(0)
+        self.is_held_back = False
+        intent = order.intent
+        if intent is None:
+            return  # more was closed than was open: no levels belong to what is left
+        self.capital_per_unit = intent.capital_used / abs(intent.quantity)
+        self.stop = intent.stop_price
+        self.target = intent.target_price
+        if self.trails and intent.stop_price is not None:
+            distance = report.last_price - intent.stop_price
+            self.trailing_distance = distance if intent.quantity > 0 else -distance
+            self.trailing = intent.stop_price
+
+    def _close_trip(self) -> None:
+        self.round_trips += 1
+        self.winning_round_trips += self.trip_pnl > 0
+        self.last_exit_reason = self.exit.reason if self.exit else CLOSED
+        self.average_price = Decimal(0)
+        self.capital_per_unit = Decimal(0)
+        self.stop = self.target = self.trailing = None
+        self.trailing_distance = Decimal(0)
+        self.entry_ns = None
+
+    def follow(self, price: Decimal) -> bool:
+        """Move the trailing stop in favour of the position; tell whether it moved."""
+        trailing = self.trailing
+        distance = self.trailing_distance
+        if trailing is None or distance <= 0:
+            return False
+        if self.net > 0:
+            level = price - distance
+            if level <= trailing:
+                return False
+            level = self.instrument.round_to_tick(level, "down")
+            is_better = level > trailing
+        else:
+            level = price + distance
+            if level >= trailing:
+                return False
+            level = self.instrument.round_to_tick(level, "up")
+            is_better = level < trailing
+        if is_better:
+            self.trailing = level
+        return is_better
+
+    def level_hit(self, price: Decimal) -> str | None:
+        """Return which level the price has reached: stop-loss first, then target, then trailing."""
+        if self.net == 0:
+            return None
+        sign = 1 if self.net > 0 else -1
+        if self.stop is not None and (price - self.stop) * sign <= 0:
+            return STOP_LOSS
+        if self.target is not None and (price - self.target) * sign >= 0:
+            return TARGET
+        if self.trailing is not None and (price - self.trailing) * sign <= 0:
+            return TRAILING_STOP
+        return None
+
+    def position(self, now_ns: int) -> Position:
+        """Return the holding as the message that others read."""
+        return Position(
+            instrument=self.name,
+            net_quantity=self.net,
+            average_price=round(self.average_price, 8),
+            realised_pnl=round(self.realised, 4),
+            charges=self.charges,
+            capital_used=(self.capital_per_unit * abs(self.net)).quantize(_PAISA),
+            updated_ns=now_ns,
+            stop_price=self.stop,
+            target_price=self.target,
+            trailing_stop_price=self.trailing,
+            entry_ns=self.entry_ns,
+            round_trips=self.round_trips,
+            winning_round_trips=self.winning_round_trips,
+            last_exit_reason=self.last_exit_reason,
+        )

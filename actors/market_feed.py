@@ -1,0 +1,283 @@
+"""Market feed: ticks become closed bars; ticks that cannot be true, and silence, become alerts.
+
+Where a bar begins and ends is for session.py to say, where ticks come from for the tick source.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from types import MappingProxyType
+
+from actors.base import Actor
+from actors.instruments import InstrumentCatalogue
+from actors.messages import Alert, Bar, Severity, Tick, TimeEvent
+from actors.policies import FeedSettings
+from actors.session import SessionCalendar, timeframe_minutes
+
+Input = Tick | TimeEvent
+Output = Bar | Alert
+
+ANY_UNKNOWN = ""
+"""What refused ticks of unknown instruments are counted under: their names have no end."""
+
+_REPEAT_ALERT_EVERY = 100
+_NS_PER_SECOND = 1_000_000_000
+_NS_PER_MS = 1_000_000
+_NS_PER_MINUTE = 60 * _NS_PER_SECOND
+
+
+class MarketFeedActor(Actor[Input, Output]):
+    """Build closed bars from ticks, refuse ticks that cannot be true, notice a silent feed.
+
+    A bar closes at the first TimeEvent at or after its end, or at the first tick there, whichever
+    is handled first; its content is the same. A stretch without ticks makes no bar. A refused tick
+    never touches a bar; it is counted in `refused` and reported the first time and then each
+    hundredth time for its instrument and reason.
+
+    Its memory is two bars of the longest timeframe: the bar that is open, and the one before it,
+    whose last tick says how much volume of the day was known when the open one began.
+    """
+
+    name = "market_feed"
+
+    def __init__(
+        self,
+        settings: FeedSettings,
+        catalogue: InstrumentCatalogue,
+        calendar: SessionCalendar,
+        timeframes: Mapping[str, str],
+    ) -> None:
+        """`timeframes`: instrument in any spelling -> timeframe; ticks of others are refused."""
+        self._settings = settings
+        self._calendar = calendar
+        self._feeds: dict[str, _Feed] = {}
+        for name, timeframe in timeframes.items():
+            instrument = catalogue[name]
+            calendar.session_key(instrument.session, 0)  # raises for a market without hours
+            length_ns = timeframe_minutes(timeframe) * _NS_PER_MINUTE
+            self._feeds[instrument.symbol] = _Feed(
+                instrument.symbol, instrument.session, timeframe, length_ns
+            )
+        if not self._feeds:
+            raise ValueError("timeframes names no instrument: give at least one")
+        longest_ns = max(feed.bar_ns for feed in self._feeds.values())
+        self.memory_ns = 2 * longest_ns  # type: ignore[misc]  # the timeframes are only known here
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._now_ns: int | None = None  # market time of the last TimeEvent
+        self._started_ns: int | None = None  # of the first one
+
+    @property
+    def refused(self) -> Mapping[tuple[str, str], int]:
+        """Ticks refused since the start, by instrument (ANY_UNKNOWN) and reason."""
+        return MappingProxyType(self._refused)
+
+    def handle(self, message: Input) -> Iterator[Output]:
+        match message:
+            case Tick():
+                yield from self._ticked(message)
+            case TimeEvent(now_ns=now_ns):
+                yield from self._time_passed(now_ns)
+
+    def _ticked(self, tick: Tick) -> Iterator[Output]:
+        feed = self._feeds.get(tick.instrument)
+        if feed is None:
+            yield from self._refuse(ANY_UNKNOWN, "unknown instrument", tick, repr(tick.instrument))
+            return
+        if problem := self._problem(feed, tick):
+            reason, detail = problem
+            yield from self._refuse(feed.instrument, reason, tick, detail)
+            return
+        if feed.bar is not None and tick.event_ns >= feed.bar.close_ns:
+            yield feed.closed_bar()
+        if feed.silent_interval_ns is not None:
+            feed.silent_interval_ns = None
+            yield self._alert(
+                "info", f"ticks of {feed.instrument} have come back", "Silent feed", tick
+            )
+        self._fold(feed, tick)
+
+    def _problem(self, feed: "_Feed", tick: Tick) -> tuple[str, str] | None:
+        """Return why the tick is not to be believed, as reason and detail, or None."""
+        if not tick.last_price.is_finite() or tick.last_price <= 0:
+            return "price not positive", f"last_price {tick.last_price}"
+        if tick.volume_today < 0:
+            return "negative volume", f"volume_today {tick.volume_today}"
+        tolerance_ns = self._settings.future_tolerance_ms * _NS_PER_MS
+        if self._now_ns is not None and tick.event_ns > self._now_ns + tolerance_ns:
+            ahead = (tick.event_ns - self._now_ns) / _NS_PER_SECOND
+            return "from the future", f"dated {ahead:.1f} s ahead of the market clock"
+        last = feed.last
+        if last is not None and _is_same(tick, last):
+            return "duplicate", f"same time, price {tick.last_price} and volume as the one before"
+        if feed.bar is not None and feed.bar.open_ns <= tick.event_ns < feed.bar.close_ns:
+            pass  # the session is open, since this bar is
+        elif self._calendar.phase(feed.market, tick.event_ns) == "closed":
+            return "outside the session", f"dated {tick.event_ns} while {feed.market} is closed"
+        elif tick.event_ns < feed.closed_until_ns or self._is_over(feed, tick.event_ns):
+            return "late", f"dated {tick.event_ns}, in a bar that has closed"
+        if last is not None and tick.event_ns < last.event_ns:
+            return "out of order", f"dated {tick.event_ns}, before the one at {last.event_ns}"
+        return None
+
+    def _is_over(self, feed: "_Feed", tick_ns: int) -> bool:
+        """Tell whether the bar of this tick ended before the present market time."""
+        if self._now_ns is None:
+            return False
+        close_ns = self._calendar.bar_close_ns(feed.market, feed.timeframe, tick_ns)
+        return close_ns <= self._now_ns
+
+    def _fold(self, feed: "_Feed", tick: Tick) -> None:
+        if feed.bar is None:
+            market, timeframe, at_ns = feed.market, feed.timeframe, tick.event_ns
+            feed.bar = _OpenBar(
+                open_ns=self._calendar.bar_open_ns(market, timeframe, at_ns),
+                close_ns=self._calendar.bar_close_ns(market, timeframe, at_ns),
+                open=tick.last_price,
+                high=tick.last_price,
+                low=tick.last_price,
+                close=tick.last_price,
+            )
+        session = self._calendar.session_key(feed.market, tick.event_ns)
+        feed.bar.add(tick.last_price, self._new_volume(feed, tick, session))
+        feed.last, feed.session = tick, session
+
+    def _new_volume(self, feed: "_Feed", tick: Tick, session: date) -> int:
+        """Return the units traded since the last tick; volume_today starts anew each session."""
+        if feed.last is not None and feed.session == session:
+            # A correction may lower the count; a bar's volume never falls.
+            return max(tick.volume_today - feed.last.volume_today, 0)
+        if feed.last is not None:
+            return tick.volume_today
+        # The first tick ever: what was traded before it is this bar's only if the session began
+        # with this bar.
+        interval = self._calendar.interval(feed.market, tick.event_ns)
+        bar_opens_session = (
+            interval is not None and feed.bar is not None and feed.bar.open_ns <= interval.open_ns
+        )
+        return tick.volume_today if bar_opens_session else 0
+
+    def _time_passed(self, now_ns: int) -> Iterator[Output]:
+        self._now_ns = now_ns
+        if self._started_ns is None:
+            self._started_ns = now_ns
+        over = [
+            (feed.bar.close_ns, symbol, feed)
+            for symbol, feed in self._feeds.items()
+            if feed.bar is not None and feed.bar.close_ns <= now_ns
+        ]
+        for _, _, feed in sorted(over, key=lambda item: item[:2]):
+            yield feed.closed_bar()
+        for feed in self._feeds.values():
+            yield from self._listen(feed, now_ns, self._started_ns)
+
+    def _listen(self, feed: "_Feed", now_ns: int, started_ns: int) -> Iterator[Output]:
+        interval = self._calendar.interval(feed.market, now_ns)
+        if interval is None or feed.silent_interval_ns == interval.open_ns:
+            return
+        limit_ns = int(self._settings.stale_after_seconds * _NS_PER_SECOND)
+        last_ns = 0
+        if feed.last is not None:
+            last_ns = feed.last.event_ns
+            if feed.last.origin == "candle_path":
+                # Such ticks come a few to a bar, a third of it apart, and the clock runs one bar
+                # past the last candle: only what exceeds that says that something is missing.
+                limit_ns += feed.bar_ns
+        silence_ns = now_ns - max(last_ns, interval.open_ns, started_ns)
+        if silence_ns > limit_ns:
+            feed.silent_interval_ns = interval.open_ns
+            seconds = silence_ns / _NS_PER_SECOND
+            text = f"no tick of {feed.instrument} for {seconds:.0f} s while {feed.market} is open"
+            yield self._alert("warning", text, "Silent feed", instrument=feed.instrument)
+
+    def _refuse(self, instrument: str, reason: str, tick: Tick, detail: str) -> Iterator[Output]:
+        key = (instrument, reason)
+        self._refused[key] += 1
+        times = self._refused[key]
+        if times == 1 or times % _REPEAT_ALERT_EVERY == 0:
+            text = f"tick of {tick.instrument} refused, {reason}: {detail} ({times} so far)"
+            yield self._alert("warning", text, "Refused ticks", tick)
+
+    def _alert(
+        self,
+        severity: Severity,
+        text: str,
+        runbook: str,
+        tick: Tick | None = None,
+        instrument: str | None = None,
+    ) -> Alert:
+        at_ns = self._now_ns
+        if at_ns is None:
+            at_ns = tick.event_ns if tick is not None else 0
+        return Alert(
+            severity=severity,
+            text=text,
+            runbook=runbook,
+            at_ns=at_ns,
+            source=self.name,
+            instrument=tick.instrument if tick is not None else instrument,
+        )
+
+
+@dataclass(slots=True)
+class _OpenBar:
+    """A bar that may still change."""
+
+    open_ns: int
+    close_ns: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: int = 0
+    ticks: int = 0
+
+    def add(self, price: Decimal, volume: int) -> None:
+        self.high = max(self.high, price)
+        self.low = min(self.low, price)
+        self.close = price
+        self.volume += volume
+        self.ticks += 1
+
+
+@dataclass(slots=True)
+class _Feed:
+    """What is known of one instrument."""
+
+    instrument: str
+    market: str
+    timeframe: str
+    bar_ns: int
+    bar: _OpenBar | None = None
+    closed_until_ns: int = 0
+    last: Tick | None = None  # the last tick believed
+    session: date | None = None  # of that tick
+    silent_interval_ns: int | None = None  # open of the trading that was reported as silent
+
+    def closed_bar(self) -> Bar:
+        """Close the open bar and return it."""
+        bar = self.bar
+        if bar is None:
+            raise ValueError(f"{self.instrument} has no open bar to close")
+        self.bar, self.closed_until_ns = None, bar.close_ns
+        return Bar(
+            instrument=self.instrument,
+            timeframe=self.timeframe,
+            open=bar.open,
+            high=bar.high,
+            low=bar.low,
+            close=bar.close,
+            volume=bar.volume,
+            open_ns=bar.open_ns,
+            close_ns=bar.close_ns,
+            ticks=bar.ticks,
+        )
+
+
+def _is_same(tick: Tick, last: Tick) -> bool:
+    return (tick.event_ns, tick.last_price, tick.volume_today) == (
+        last.event_ns,
+        last.last_price,
+        last.volume_today,
+    )

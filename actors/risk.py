@@ -1,0 +1,439 @@
+"""Risk: the only actor that may turn a decision into an order intent.
+
+It counts what is open, what is on its way, and what was lost. How an intent becomes orders, and
+when a stop is hit, is for execution.py.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Literal
+
+from actors.base import Actor
+from actors.instruments import Instrument, InstrumentCatalogue
+from actors.messages import (
+    Decision,
+    KillSwitch,
+    OrderIntent,
+    Position,
+    RiskVerdict,
+    RuleResult,
+    TimeEvent,
+)
+from actors.policies import ExecutionSettings, RiskLimits
+from actors.session import SessionCalendar
+
+Input = Decision | Position | KillSwitch | TimeEvent
+Output = RiskVerdict | OrderIntent
+Kind = Literal["hold", "entry", "exit"]
+
+_SECOND_NS = 1_000_000_000
+_MINUTE_NS = 60 * _SECOND_NS
+_REMEMBERED_DECISIONS = 4096  # older ones are refused for their age
+
+
+@dataclass(frozen=True, slots=True)
+class _Reservation:
+    """An approved entry whose fate is not known yet."""
+
+    quantity: int  # signed units
+    capital: Decimal
+    decided_ns: int
+    session_day: date
+
+
+@dataclass(slots=True)
+class _Day:
+    """One session day of one market."""
+
+    key: date
+    start_equity: Decimal
+    is_locked: bool = False
+
+
+class RiskActor(Actor[Input, Output]):
+    """Let a decision through as an order intent, or refuse it and say why, rule by rule.
+
+    Halted until a KillSwitch says otherwise. An approved entry counts as open, with its capital,
+    until a Position of its instrument shows what became of it (filled, or net 0 again); execution
+    sends one whenever an entry ends. What is still on its way when the session day ends is dropped
+    with the day's orders. An engaged kill switch refuses every decision; nothing else refuses an
+    exit, since leaving a position only lessens the risk.
+    """
+
+    name = "risk"
+
+    def __init__(
+        self,
+        limits: RiskLimits,
+        stops: ExecutionSettings,
+        catalogue: InstrumentCatalogue,
+        calendar: SessionCalendar,
+    ) -> None:
+        self._limits = limits
+        self._stops = stops
+        self._catalogue = catalogue
+        self._calendar = calendar
+        self._halted_because: str | None = "no kill switch state received yet"
+        self._now_ns: int | None = None
+        self._positions: dict[str, Position] = {}
+        self._on_their_way: dict[str, _Reservation] = {}
+        self._marks: dict[str, Decimal] = {}
+        self._decisions_seen: dict[str, None] = {}
+        self._intent_times_ns: deque[int] = deque()
+        self._peak_equity = limits.initial_capital
+        self._drawdown_is_locked = False
+        self._days: dict[str, _Day] = {}  # by market of sessions.yaml
+
+    def handle(self, message: Input) -> Iterator[Output]:
+        match message:
+            case TimeEvent(now_ns=now_ns):
+                self._now_ns = max(now_ns, self._now_ns or 0)
+                self._roll_days()
+            case KillSwitch(engaged=engaged, reason=reason):
+                self._halted_because = reason if engaged else None
+            case Position():
+                self._take_position(message)
+            case Decision():
+                yield from self._judge(message)
+
+    @property
+    def capital_available(self) -> Decimal:
+        """Rupees that neither positions nor entries on their way have taken."""
+        return self._limits.initial_capital + self._realised - self._capital_in_use
+
+    @property
+    def exposed(self) -> frozenset[str]:
+        """Instruments with a position, or an entry on its way."""
+        held = {name for name, position in self._positions.items() if position.net_quantity}
+        return frozenset(held | self._on_their_way.keys())
+
+    def _judge(self, decision: Decision) -> Iterator[Output]:
+        halts = (self._kill_switch_rule(), self._duplicate_rule(decision))
+        self._remember(decision)
+        if decision.instrument not in self._catalogue:
+            unknown = RuleResult("instrument", False, decision.instrument, "one of the catalogue")
+            yield _verdict(decision, (*halts, unknown))
+            return
+        instrument = self._catalogue[decision.instrument]
+        if _is_price(decision.reference_price):
+            self._marks[decision.instrument] = decision.reference_price
+        self._day_of(instrument, decision.bar_close_ns)
+        self._measure_losses()
+        match self._kind(decision):
+            case "hold":
+                yield _verdict(decision, halts, within="hold")
+            case "exit":
+                rules = (*halts, *self._entry_rules(decision, instrument, 0, binding=False))
+                verdict = _verdict(decision, rules)
+                yield verdict
+                if verdict.approved:
+                    yield self._exit(decision)
+            case "entry":
+                lots = self._lots(decision, instrument)
+                rules = (*halts, *self._entry_rules(decision, instrument, lots, binding=True))
+                verdict = _verdict(decision, rules)
+                yield verdict
+                if verdict.approved:
+                    yield self._entry(decision, instrument, lots)
+
+    def _kind(self, decision: Decision) -> Kind:
+        net = self._net(decision.instrument)
+        match decision.action:
+            case "BUY_LONG" | "SELL_SHORT":
+                return "entry"
+            case "CLOSE_LONG":
+                return "exit" if net > 0 else "hold"
+            case "CLOSE_SHORT":
+                return "exit" if net < 0 else "hold"
+            case "HOLD":
+                return "hold"
+
+    def _exit(self, decision: Decision) -> OrderIntent:
+        self._note_intent()
+        return OrderIntent(
+            decision_id=decision.id,
+            instrument=decision.instrument,
+            quantity=-self._net(decision.instrument),
+            purpose="exit",
+            reference_price=decision.reference_price,
+            decided_ns=decision.bar_close_ns,
+        )
+
+    def _entry(self, decision: Decision, instrument: Instrument, lots: int) -> OrderIntent:
+        self._note_intent()
+        quantity = instrument.units(lots)
+        if decision.action == "SELL_SHORT":
+            quantity = -quantity
+        stop, target = self._levels(decision, instrument)
+        capital = instrument.capital_for(decision.reference_price, lots)
+        self._on_their_way[decision.instrument] = _Reservation(
+            quantity=quantity,
+            capital=capital,
+            decided_ns=decision.bar_close_ns,
+            session_day=self._session_day(instrument, decision.bar_close_ns),
+        )
+        return OrderIntent(
+            decision_id=decision.id,
+            instrument=decision.instrument,
+            quantity=quantity,
+            purpose="entry",
+            reference_price=decision.reference_price,
+            decided_ns=decision.bar_close_ns,
+            stop_price=stop,
+            target_price=target,
+            capital_used=capital,
+        )
+
+    def _levels(self, decision: Decision, instrument: Instrument) -> tuple[Decimal, Decimal]:
+        """Return stop and target of an entry; `_stop_problem` has been asked before."""
+        atr = decision.atr or Decimal(0)
+        stop_distance = self._stops.risk_multiplier * atr
+        target_distance = self._stops.reward_multiplier * atr
+        reference = decision.reference_price
+        if decision.action == "SELL_SHORT":
+            stop, target = reference + stop_distance, reference - target_distance
+        else:
+            stop, target = reference - stop_distance, reference + target_distance
+        return instrument.round_to_tick(stop), instrument.round_to_tick(target)
+
+    def _stop_problem(self, decision: Decision, instrument: Instrument) -> str | None:
+        atr = decision.atr
+        if atr is None:
+            return "unknown"
+        if not atr.is_finite() or atr <= 0:
+            return f"{atr}"
+        nearest = min(self._stops.risk_multiplier, self._stops.reward_multiplier) * atr
+        if nearest < instrument.tick_size:
+            return f"{atr}: stop or target would lie within a tick of the entry"
+        below = (
+            self._stops.reward_multiplier
+            if decision.action == "SELL_SHORT"
+            else self._stops.risk_multiplier
+        )
+        reference = decision.reference_price
+        if _is_price(reference) and below * atr >= reference:
+            return f"{atr}: stop or target would lie at or below 0"
+        return None
+
+    def _lots(self, decision: Decision, instrument: Instrument) -> int:
+        if not _is_price(decision.reference_price) or not 0.0 <= decision.size_fraction <= 1.0:
+            return 0
+        affordable = instrument.max_lots(
+            decision.reference_price, self.capital_available, self._limits.brokerage_entry
+        )
+        most = min(affordable, self._limits.max_position_lots)
+        return instrument.lots_for_fraction(decision.size_fraction, most)
+
+    def _entry_rules(
+        self, decision: Decision, instrument: Instrument, lots: int, *, binding: bool
+    ) -> tuple[RuleResult, ...]:
+        """Return every rule of an entry; for an exit (not binding) they are measured, and pass."""
+        rules = (
+            *self._time_rules(decision, instrument),
+            *self._decision_rules(decision, instrument),
+            *self._exposure_rules(decision, lots),
+            *self._loss_rules(instrument),
+        )
+        if binding:
+            return rules
+        return tuple(
+            RuleResult(rule.rule, True, rule.value, f"{rule.limit}, for entries") for rule in rules
+        )
+
+    def _kill_switch_rule(self) -> RuleResult:
+        halted = self._halted_because
+        return RuleResult("kill switch", halted is None, halted or "released", "released")
+
+    def _duplicate_rule(self, decision: Decision) -> RuleResult:
+        is_new = decision.id not in self._decisions_seen
+        return RuleResult("duplicate decision id", is_new, decision.id, "not seen before")
+
+    def _time_rules(self, decision: Decision, instrument: Instrument) -> Iterator[RuleResult]:
+        limit_s = self._limits.max_decision_age_seconds
+        now_ns = self._now_ns
+        if now_ns is None:
+            yield RuleResult("decision age", False, "no time received yet", f"{limit_s:g} s")
+            now_ns = decision.bar_close_ns
+        else:
+            # A decision may be ahead of the last TimeEvent, which comes once a second.
+            age_s = max(0, now_ns - decision.bar_close_ns) / _SECOND_NS
+            yield RuleResult("decision age", age_s <= limit_s, f"{age_s:g} s", f"{limit_s:g} s")
+            now_ns = max(now_ns, decision.bar_close_ns)
+        is_covered = self._calendar.is_covered(instrument.session, now_ns)
+        value = "covered" if is_covered else "holidays of this day are not known"
+        yield RuleResult("calendar horizon", is_covered, value, "covered")
+        phase = self._calendar.phase(instrument.session, now_ns)
+        yield RuleResult("session phase", phase == "open", phase, "open")
+
+    def _decision_rules(self, decision: Decision, instrument: Instrument) -> Iterator[RuleResult]:
+        least = self._limits.min_confidence
+        sure = decision.confidence >= least  # False for NaN
+        yield RuleResult("confidence", sure, f"{decision.confidence:.4g}", f"at least {least:g}")
+        fraction = decision.size_fraction
+        fits = 0.0 <= fraction <= 1.0
+        yield RuleResult("size fraction", fits, f"{fraction:g}", "0 to 1")
+        price = decision.reference_price
+        yield RuleResult("reference price", _is_price(price), str(price), "above 0")
+        problem = self._stop_problem(decision, instrument)
+        yield RuleResult(
+            "atr known", problem is None, problem or str(decision.atr), "room for a stop"
+        )
+
+    def _exposure_rules(self, decision: Decision, lots: int) -> Iterator[RuleResult]:
+        limits = self._limits
+        name = decision.instrument
+        net = self._net(name)
+        if name in self._on_their_way and not net:
+            value = "an entry is on its way"
+        else:
+            value = f"{net} units open" if net else "none"
+        yield RuleResult("open position", name not in self.exposed, value, "none")
+        others = len(self.exposed - {name})
+        most = limits.max_open_positions
+        yield RuleResult("max open positions", others < most, f"{others} others", f"below {most}")
+        capital = self.capital_available
+        yield RuleResult(
+            "capital", lots >= 1, f"{capital:.2f} INR pay for {lots} lots", "at least 1 lot"
+        )
+        most_lots = limits.max_position_lots
+        yield RuleResult("max position lots", lots <= most_lots, str(lots), str(most_lots))
+
+    def _loss_rules(self, instrument: Instrument) -> Iterator[RuleResult]:
+        limits = self._limits
+        day = self._days[instrument.session]
+        loss = max(Decimal(0), day.start_equity - self._equity)
+        most = self._most_daily_loss
+        value = f"{loss:.2f} INR" + (", locked for the day" if day.is_locked else "")
+        yield RuleResult("daily loss", not day.is_locked, value, f"{most:.2f} INR")
+        fall = (self._peak_equity - self._equity) / self._peak_equity
+        value = f"{fall:.4f}" + (", locked" if self._drawdown_is_locked else "")
+        yield RuleResult(
+            "drawdown", not self._drawdown_is_locked, value, f"{limits.max_drawdown:g}"
+        )
+        self._forget_old_intents()
+        count = len(self._intent_times_ns)
+        allowed = limits.max_orders_per_minute
+        yield RuleResult("orders per minute", count < allowed, str(count), f"below {allowed}")
+
+    def _take_position(self, position: Position) -> None:
+        name = position.instrument
+        self._positions[name] = position
+        reserved = self._on_their_way.get(name)
+        if reserved is not None and position.updated_ns >= reserved.decided_ns:
+            net = position.net_quantity
+            is_complete = abs(net) >= abs(reserved.quantity)
+            if net == 0 or is_complete:
+                del self._on_their_way[name]
+        if name in self._catalogue:
+            self._day_of(self._catalogue[name], position.updated_ns)
+        self._measure_losses()
+
+    def _roll_days(self) -> None:
+        now_ns = self._now_ns or 0
+        for market, day in self._days.items():
+            key = self._calendar.session_key(market, now_ns)
+            if key > day.key:
+                self._days[market] = _Day(key, self._equity)
+        for name, reserved in list(self._on_their_way.items()):
+            if self._session_day(self._catalogue[name], now_ns) > reserved.session_day:
+                del self._on_their_way[name]
+
+    def _day_of(self, instrument: Instrument, seen_ns: int) -> None:
+        """See to it that the market's session day is being counted."""
+        if instrument.session not in self._days:
+            now_ns = seen_ns if self._now_ns is None else self._now_ns
+            # What was lost before this market was first heard of belongs to the same session.
+            key = self._session_day(instrument, now_ns)
+            start = next(
+                (day.start_equity for day in self._days.values() if day.key == key),
+                self._limits.initial_capital if not self._days else self._equity,
+            )
+            self._days[instrument.session] = _Day(key, start)
+
+    def _measure_losses(self) -> None:
+        equity = self._equity
+        self._peak_equity = max(self._peak_equity, equity)
+        for day in self._days.values():
+            if day.start_equity - equity >= self._most_daily_loss:
+                day.is_locked = True
+        fall = (self._peak_equity - equity) / self._peak_equity
+        if fall >= Decimal(str(self._limits.max_drawdown)):
+            self._drawdown_is_locked = True
+
+    @property
+    def _most_daily_loss(self) -> Decimal:
+        return Decimal(str(self._limits.max_daily_loss)) * self._limits.initial_capital
+
+    @property
+    def _realised(self) -> Decimal:
+        return sum((p.realised_pnl for p in self._positions.values()), Decimal(0))
+
+    @property
+    def _equity(self) -> Decimal:
+        """Capital with open positions at the last price that was decided on."""
+        equity = self._limits.initial_capital + self._realised
+        for name, position in self._positions.items():
+            if position.net_quantity:
+                mark = self._marks.get(name, position.average_price)
+                equity += (mark - position.average_price) * position.net_quantity
+        return equity
+
+    @property
+    def _capital_in_use(self) -> Decimal:
+        in_use = Decimal(0)
+        for name in self._positions.keys() | self._on_their_way.keys():
+            position = self._positions.get(name)
+            reserved = self._on_their_way.get(name)
+            in_use += max(
+                position.capital_used if position else Decimal(0),
+                reserved.capital if reserved else Decimal(0),
+            )
+        return in_use
+
+    def _net(self, name: str) -> int:
+        position = self._positions.get(name)
+        return position.net_quantity if position else 0
+
+    def _session_day(self, instrument: Instrument, now_ns: int) -> date:
+        return self._calendar.session_key(instrument.session, now_ns)
+
+    def _remember(self, decision: Decision) -> None:
+        self._decisions_seen[decision.id] = None
+        if len(self._decisions_seen) > _REMEMBERED_DECISIONS:
+            del self._decisions_seen[next(iter(self._decisions_seen))]
+
+    def _note_intent(self) -> None:
+        self._intent_times_ns.append(self._now_ns or 0)
+
+    def _forget_old_intents(self) -> None:
+        times = self._intent_times_ns
+        while times and times[0] <= (self._now_ns or 0) - _MINUTE_NS:
+            times.popleft()
+
+
+def _verdict(
+    decision: Decision, rules: tuple[RuleResult, ...], within: str = "within limits"
+) -> RiskVerdict:
+    """Approve if every rule passed; else give the first that did not as the reason."""
+    broken = next((rule for rule in rules if not rule.passed), None)
+    if broken is None:
+        reason = within
+    elif broken.rule == "kill switch":
+        reason = f"kill switch: {broken.value}"
+    else:
+        reason = f"{broken.rule}: {broken.value}, allowed: {broken.limit}"
+    return RiskVerdict(
+        decision_id=decision.id,
+        instrument=decision.instrument,
+        approved=broken is None,
+        reason=reason,
+        decided_ns=decision.bar_close_ns,
+        rules=rules,
+    )
+
+
+def _is_price(price: Decimal) -> bool:
+    return price.is_finite() and price > 0

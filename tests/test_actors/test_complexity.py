@@ -1,0 +1,364 @@
+"""Complexity: what price says, what other instruments say, and what nobody says yet."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, get_args
+
+import pytest
+from builders import a_bar, outputs_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.complexity import NEUTRAL_COMPLEXITY, MarketComplexityActor, weighted_complexity
+from actors.messages import Bar, MarketContext, Regime
+from actors.policies import ComplexitySettings, ComplexityWeights
+from hrm.features import complexity_components, complexity_score
+
+
+def contexts_of(actor: MarketComplexityActor, *bars: Bar) -> list[MarketContext]:
+    return [context for context in outputs_of(actor, *bars) if isinstance(context, MarketContext)]
+
+
+def an_actor(**settings: Any) -> MarketComplexityActor:
+    return MarketComplexityActor(ComplexitySettings(**settings))
+
+
+def bars_along(closes: Sequence[float], **fields: Any) -> list[Bar]:
+    """Return consecutive bars from each close to the next, half a point beyond both."""
+    bars = []
+    for number, (before, after) in enumerate(zip([closes[0], *closes], closes, strict=False)):
+        opened, closed = Decimal(str(round(before, 2))), Decimal(str(round(after, 2)))
+        bars.append(
+            a_bar(
+                closed,
+                number,
+                open=opened,
+                high=max(opened, closed) + Decimal("0.5"),
+                low=min(opened, closed) - Decimal("0.5"),
+                **fields,
+            )
+        )
+    return bars
+
+
+def wave(count: int, size: float = 5.0, period: float = 3.7, shift: float = 0.0) -> list[float]:
+    return [1000 + size * math.sin(shift + n * 2 * math.pi / period) for n in range(count)]
+
+
+# What price says
+
+
+def test_every_bar_gets_exactly_one_context_that_carries_it() -> None:
+    bars = bars_along(wave(30))
+
+    contexts = contexts_of(an_actor(), *bars)
+
+    assert [context.bar for context in contexts] == bars
+    assert [context.bars_seen for context in contexts] == list(range(1, 31))
+
+
+def test_components_equal_those_that_training_computes_from_the_same_bars() -> None:
+    bars = bars_along([*wave(250), *wave(100, size=20)])
+
+    last = contexts_of(an_actor(), *bars)[-1]
+
+    highs, lows, closes = zip(
+        *((float(bar.high), float(bar.low), float(bar.close)) for bar in bars), strict=True
+    )
+    expected = complexity_components(highs, lows, closes)
+    assert (last.volatility, last.regime, last.regime_stability) == (
+        expected.volatility,
+        expected.regime,
+        expected.regime_stability,
+    )
+    assert last.complexity == complexity_score(expected.volatility, expected.regime_stability)
+
+
+def test_a_sudden_storm_is_volatile_and_more_complex_than_the_calm_before() -> None:
+    contexts = contexts_of(an_actor(), *bars_along([*wave(200), *wave(15, size=40)]))
+
+    calm, storm = contexts[199], contexts[-1]
+    assert storm.regime == "volatile"
+    assert storm.volatility > 0.95
+    assert storm.complexity > calm.complexity
+
+
+def test_a_steady_climb_is_trending() -> None:
+    climb = [1000 + n * 2 + (n % 3) for n in range(60)]
+    falling_apart = [*wave(100, size=30), *(1000.0 + step for step in climb)]
+
+    last = contexts_of(an_actor(), *bars_along(falling_apart))[-1]
+
+    assert last.regime == "trending"
+
+
+def test_instruments_and_timeframes_do_not_touch_each_other() -> None:
+    own = bars_along(wave(60))
+    others = [*bars_along(wave(60, size=50), timeframe="15")]
+    alone = contexts_of(an_actor(), *own)
+
+    mixed = contexts_of(
+        an_actor(), *(bar for pair in zip(own, others, strict=True) for bar in pair)
+    )
+
+    assert [context for context in mixed if context.timeframe == "5"] == alone
+
+
+# Warming up and missing sources
+
+
+def test_twenty_bars_are_warm_up_and_complexity_is_neutral() -> None:
+    contexts = contexts_of(an_actor(), *bars_along(wave(21)))
+
+    warming, warm = contexts[19], contexts[20]
+    assert warming.complexity == NEUTRAL_COMPLEXITY
+    assert warming.missing == ("volatility", "regime", "news", "correlation")
+    assert warm.missing == ("news", "correlation")
+
+
+def test_a_missing_source_neither_calms_nor_alarms() -> None:
+    weights = ComplexityWeights()
+
+    calm = weighted_complexity(
+        {"volatility": 0.0, "regime": 0.0, "news": None, "correlation": None}, weights
+    )
+    storm = weighted_complexity(
+        {"volatility": 1.0, "regime": 1.0, "news": None, "correlation": None}, weights
+    )
+
+    assert (calm, storm) == (0.0, 1.0)
+
+
+def test_weights_that_leave_nothing_to_weigh_give_neutral_complexity() -> None:
+    weights = ComplexityWeights(volatility=0, regime=0, news=1, correlation=0)
+
+    assert weighted_complexity({"volatility": 1.0, "news": None}, weights) == NEUTRAL_COMPLEXITY
+
+
+ratios = st.floats(0, 1)
+maybe = st.none() | ratios
+
+
+@given(ratios, ratios, maybe, maybe)
+def test_the_default_weights_agree_with_training(
+    volatility: float, stability: float, news: float | None, stress: float | None
+) -> None:
+    known = {
+        "volatility": volatility,
+        "regime": 1.0 - stability,
+        "news": news,
+        "correlation": stress,
+    }
+
+    here = weighted_complexity(known, ComplexityWeights())
+
+    assert here == pytest.approx(complexity_score(volatility, stability, news, stress))
+
+
+@given(maybe, maybe, maybe, maybe, st.lists(st.integers(0, 10), min_size=4, max_size=4))
+def test_complexity_is_always_a_ratio(
+    volatility: float | None,
+    regime: float | None,
+    news: float | None,
+    correlation: float | None,
+    parts: list[int],
+) -> None:
+    total = sum(parts) or 4
+    shares = [part / total for part in parts] if sum(parts) else [0.25] * 4
+    weights = ComplexityWeights(
+        volatility=shares[0], regime=shares[1], news=shares[2], correlation=shares[3]
+    )
+
+    complexity = weighted_complexity(
+        {"volatility": volatility, "regime": regime, "news": news, "correlation": correlation},
+        weights,
+    )
+
+    assert 0.0 <= complexity <= 1.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["Nifty", "Bank_Nifty"]), st.integers(1, 10**6)), max_size=60
+    )
+)
+def test_any_prices_give_contexts_within_their_ranges(
+    prices: list[tuple[str, int]],
+) -> None:
+    bars = [
+        a_bar(Decimal(price) / 100, number, instrument=instrument)
+        for number, (instrument, price) in enumerate(prices)
+    ]
+
+    contexts = contexts_of(an_actor(correlation_window=10), *bars)
+
+    for context in contexts:
+        assert 0.0 <= context.complexity <= 1.0
+        assert 0.0 <= context.volatility <= 1.0
+        assert 0.0 <= context.regime_stability <= 1.0
+        assert 0.0 <= context.correlation_score <= 1.0
+        assert context.regime in get_args(Regime)
+        assert context.atr is None or context.atr > 0
+
+
+# Correlation
+
+
+def pair_of(nifty: Sequence[float], bank: Sequence[float]) -> list[Bar]:
+    first = bars_along(nifty)
+    second = bars_along(bank, instrument="Bank_Nifty")
+    return [bar for pair in zip(first, second, strict=True) for bar in pair]
+
+
+def irregular(count: int, seed: int) -> list[float]:
+    """Return a path of steps without pattern, the same for the same seed."""
+    closes, state = [1000.0], seed
+    for _ in range(count - 1):
+        state = (1103515245 * state + 12345) % 2**31
+        closes.append(closes[-1] + 4 * state / 2**31 - 2)
+    return closes
+
+
+def test_one_instrument_has_no_correlation_to_lose() -> None:
+    last = contexts_of(an_actor(), *bars_along(irregular(300, 1)))[-1]
+
+    assert "correlation" in last.missing
+    assert last.correlation_score == 0.0
+
+
+def test_correlation_warms_up_over_two_windows_of_common_returns() -> None:
+    path = irregular(105, 1)
+
+    contexts = contexts_of(an_actor(), *pair_of(path, path))
+
+    named = [context for context in contexts if context.instrument == "Nifty"]
+    assert "correlation" in named[100].missing
+    assert "correlation" not in named[101].missing
+
+
+def test_instruments_that_move_together_as_usual_are_not_stressed() -> None:
+    path = irregular(200, 1)
+
+    last = contexts_of(an_actor(), *pair_of(path, [2 * close for close in path]))[-1]
+
+    assert last.correlation_score == pytest.approx(0.0, abs=0.01)
+
+
+def test_instruments_that_part_ways_are_stressed_and_complexity_rises() -> None:
+    path = irregular(251, 1)
+    parted = [*path[:200], *(path[199] + close - 1000 for close in irregular(51, 99))]
+    together = contexts_of(an_actor(), *pair_of(path, path))[-1]
+
+    apart = contexts_of(an_actor(), *pair_of(path, parted))[-1]
+
+    assert apart.correlation_score > 0.6
+    assert together.correlation_score == pytest.approx(0.0)
+    assert apart.missing == ("news",)
+
+
+def test_the_order_in_which_instruments_close_a_bar_does_not_matter() -> None:
+    first, second = bars_along(irregular(150, 1)), bars_along(irregular(150, 2), instrument="B")
+    one_way = [bar for pair in zip(first, second, strict=True) for bar in pair]
+    other_way = [bar for pair in zip(second, first, strict=True) for bar in pair]
+
+    outputs = [contexts_of(an_actor(), *bars) for bars in (one_way, other_way)]
+
+    by_name = [sorted(each, key=lambda c: (c.bar.close_ns, c.instrument)) for each in outputs]
+    assert by_name[0] == by_name[1]
+
+
+def test_an_instrument_that_never_moves_has_no_usual_correlation() -> None:
+    last = contexts_of(an_actor(), *pair_of(irregular(150, 1), [500.0] * 150))[-1]
+
+    assert "correlation" in last.missing
+
+
+# Average true range
+
+
+def test_the_average_true_range_is_unknown_before_fourteen_bars() -> None:
+    contexts = contexts_of(an_actor(), *bars_along([1000.0] * 14))
+
+    assert [context.atr for context in contexts[:13]] == [None] * 13
+    assert contexts[13].atr == Decimal(1)
+
+
+def test_the_average_true_range_is_wilders() -> None:
+    bars = bars_along([1000.0] * 14)
+    bars.append(a_bar("1000", 14, high=Decimal(1010), low=Decimal(995)))
+
+    last = contexts_of(an_actor(), *bars)[-1]
+
+    assert last.atr == (Decimal(13 + 15) / 14).quantize(Decimal("1e-8"))
+
+
+def test_a_jump_between_two_bars_counts_as_range() -> None:
+    bars = [a_bar("1000", number) for number in range(13)]
+    bars.append(a_bar("1028", 13))
+
+    last = contexts_of(an_actor(), *bars)[-1]
+
+    assert last.atr == Decimal(2)
+
+
+def test_a_market_that_never_moved_has_no_average_true_range() -> None:
+    contexts = contexts_of(an_actor(), *(a_bar("1000", number) for number in range(30)))
+
+    assert {context.atr for context in contexts} == {None}
+
+
+def test_the_period_of_the_average_true_range_is_a_setting() -> None:
+    contexts = contexts_of(an_actor(atr_period=5), *bars_along([1000.0] * 5))
+
+    assert [context.atr for context in contexts] == [None] * 4 + [Decimal(1)]
+
+
+# Refusals and bounds
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"open": Decimal("NaN")}, "open must be a positive number, was NaN"),
+        ({"low": Decimal(-1)}, "low must be a positive number, was -1"),
+        ({"high": Decimal(21000)}, "prices must lie between low and high"),
+        ({"low": Decimal(23000)}, "prices must lie between low and high"),
+    ],
+)
+def test_a_bar_that_cannot_be_true_is_refused_and_leaves_no_trace(
+    fields: dict[str, Any], problem: str
+) -> None:
+    actor = an_actor()
+
+    with pytest.raises(ValueError, match=problem):
+        outputs_of(actor, a_bar(**fields))
+
+    assert contexts_of(actor, a_bar())[0].bars_seen == 1
+
+
+def test_a_bar_that_is_not_later_than_the_one_before_is_refused() -> None:
+    actor = an_actor()
+    outputs_of(actor, a_bar(number=1))
+
+    with pytest.raises(ValueError, match="must be later than the bar before"):
+        outputs_of(actor, a_bar(number=1))
+
+
+def test_a_volatility_window_other_than_the_models_is_refused() -> None:
+    with pytest.raises(ValueError, match="models are trained on 20"):
+        an_actor(volatility_window=30)
+
+
+def test_a_long_history_before_the_windows_does_not_matter_to_components() -> None:
+    bars = bars_along(irregular(400, 3))
+
+    long = contexts_of(an_actor(), *bars)[-1]
+    short = contexts_of(an_actor(), *bars[-279:])[-1]
+
+    assert (long.volatility, long.regime, long.complexity) == (
+        short.volatility,
+        short.regime,
+        short.complexity,
+    )

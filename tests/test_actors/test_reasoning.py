@@ -1,0 +1,590 @@
+"""Reasoning: one decision per context, HOLD wherever there is doubt, the same one in a replay."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from builders import (
+    MINUTE_NS,
+    OPEN_NS,
+    a_bar,
+    a_catalogue,
+    a_context,
+    a_policy_switch,
+    a_position,
+    outputs_of,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.messages import Decision, MarketContext, Message, Position
+from actors.policies import ReasoningSettings
+from actors.reasoning import THINKING_SHARE, ReasoningActor, Recorded, Thinker, ThinkingFailed
+from hrm.agent import HRMAgent
+from hrm.config import HRMConfig
+from hrm.features import (
+    FEATURE_NAMES,
+    FEATURE_SCHEMA_SHA256,
+    bar_features,
+    context_features,
+)
+from hrm.integrity import save_release
+from hrm.manifest import FeatureRecord, ModelCard, Vocabularies
+from hrm.model import HierarchicalReasoningModel
+from hrm.thought import DeadlineBudget, Observation, RecordedBudget, Thought
+
+CAPITAL = Decimal(100_000)
+NEEDED = 33
+"""Bars until the first row of features."""
+
+
+class ScriptedThinker:
+    """Answer what the test says, and keep what was asked."""
+
+    digest = "d" * 64
+    config = HRMConfig.preset("small")
+
+    def __init__(self, action: int = 4, **changes: Any) -> None:
+        self._thought = replace(
+            Thought(
+                action=action,
+                size_fraction=0.6,
+                confidence=0.7,
+                h_confidence=0.5,
+                l_confidence=0.4,
+                value=0.1,
+                probabilities=(0.1, 0.1, 0.05, 0.05, 0.7),
+                segments=3,
+                cycles=6,
+                stop_reason="halted",
+                residual=0.01,
+                q_halt=0.8,
+                q_continue=0.2,
+                elapsed_us=20_000,
+            ),
+            **changes,
+        )
+        self.observations: list[Observation] = []
+        self.budgets: list[DeadlineBudget | RecordedBudget] = []
+
+    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
+        self.observations.append(observation)
+        self.budgets.append(budget)
+        return self._thought
+
+
+class FailingThinker(ScriptedThinker):
+    """Give no answer."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
+        raise self._error
+
+
+def an_actor(thinker: Thinker | None, warm_up_bars: int = 1, **arguments: Any) -> ReasoningActor:
+    return ReasoningActor(
+        ReasoningSettings(warm_up_bars=warm_up_bars),
+        thinker,
+        a_catalogue(),
+        CAPITAL,
+        **arguments,
+    )
+
+
+def contexts(count: int, first: int = 0, **fields: Any) -> Iterator[MarketContext]:
+    """Return contexts of consecutive bars on a wave, from bar `first` on."""
+    for number in range(first, first + count):
+        price = Decimal(str(round(22000 + 40 * math.sin(number / 3), 2)))
+        bar = a_bar(price, number, high=price + 5, low=price - 5, **fields)
+        yield a_context(bar, missing=("news", "correlation"), bars_seen=number + 1)
+
+
+def decisions_of(actor: ReasoningActor, *messages: Message) -> list[Decision]:
+    return [output for output in outputs_of(actor, *messages) if isinstance(output, Decision)]
+
+
+def decision_after(actor: ReasoningActor, *before: Message) -> Decision:
+    """Return the decision of the bar after warming up and after the messages given."""
+    outputs_of(actor, *contexts(NEEDED - 1), *before)
+    [decision] = decisions_of(actor, *contexts(1, first=NEEDED - 1))
+    return decision
+
+
+# Holding
+
+
+def test_every_context_gets_exactly_one_decision() -> None:
+    decisions = decisions_of(an_actor(ScriptedThinker()), *contexts(40), a_position())
+
+    assert [decision.id for decision in decisions] == [
+        f"Nifty@{OPEN_NS + (number + 1) * 5 * MINUTE_NS}" for number in range(40)
+    ]
+
+
+def test_it_holds_and_says_so_while_warming_up() -> None:
+    thinker = ScriptedThinker(action=0)
+
+    decisions = decisions_of(an_actor(thinker, warm_up_bars=64), *contexts(64))
+
+    assert {decision.action for decision in decisions[:-1]} == {"HOLD"}
+    assert decisions[11].reason == "warming up: 12 of 64 bars"
+    assert decisions[-1].action == "BUY_LONG"
+    assert len(thinker.observations) == 1
+
+
+def test_warm_up_is_never_shorter_than_one_row_of_features_takes() -> None:
+    decisions = decisions_of(an_actor(ScriptedThinker(action=0)), *contexts(NEEDED))
+
+    assert decisions[-2].reason == "warming up: 32 of 33 bars"
+    assert decisions[-1].action == "BUY_LONG"
+
+
+def test_each_instrument_and_timeframe_warms_up_by_itself() -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+    outputs_of(actor, *contexts(NEEDED))
+
+    others = decisions_of(
+        actor, *contexts(1, instrument="Bank_Nifty"), *contexts(1, timeframe="15")
+    )
+
+    assert [decision.reason for decision in others] == ["warming up: 1 of 33 bars"] * 2
+
+
+def test_the_hold_policy_holds_until_the_model_is_back() -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+
+    held = decision_after(actor, a_policy_switch("hold", reason="three late"))
+    [thought] = decisions_of(actor, a_policy_switch("hrm"), *contexts(1, first=NEEDED))
+
+    assert (held.action, held.policy, held.reason) == ("HOLD", "hold", "hold policy: three late")
+    assert (thought.action, thought.policy) == ("BUY_LONG", "hrm")
+
+
+def test_without_a_model_it_holds_and_says_why() -> None:
+    actor = an_actor(None, no_thinker_because="hrm.safetensors has SHA-256 12ab")
+
+    decision = decision_after(actor)
+
+    assert (decision.action, decision.policy) == ("HOLD", "hold")
+    assert decision.reason == "no valid model: hrm.safetensors has SHA-256 12ab"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("the model's value is [nan]"), ThinkingFailed("the thinking process has died")],
+)
+def test_a_failed_inference_is_a_hold_and_not_tried_twice(error: Exception) -> None:
+    decision = decision_after(an_actor(FailingThinker(error)))
+
+    assert (decision.action, decision.failed, decision.late) == ("HOLD", True, False)
+    assert decision.reason == f"no valid answer: {error}"
+    assert decision.cycles == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"open": Decimal("NaN")}, "open must be a finite number, was nan"),
+        ({"low": Decimal(-3)}, "low must be positive, was -3"),
+        ({"high": Decimal(1)}, "high must not be below low, was 1"),
+        ({"volume": -1}, "volume must not be negative, was -1"),
+        ({"timeframe": "soon"}, "timeframe must be minutes"),
+    ],
+)
+def test_a_bar_that_cannot_be_true_is_a_failed_hold(fields: dict[str, Any], problem: str) -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+    outputs_of(actor, *contexts(NEEDED))
+
+    [decision] = decisions_of(actor, a_context(a_bar(number=NEEDED, **fields)))
+
+    assert (decision.action, decision.failed) == ("HOLD", True)
+    assert decision.reason.startswith(f"no valid bar: {problem}")
+
+
+def test_a_bar_that_cannot_be_true_does_not_spoil_those_after_it() -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+    outputs_of(actor, *contexts(NEEDED), a_context(a_bar(number=NEEDED, open=Decimal("NaN"))))
+
+    [decision] = decisions_of(actor, *contexts(1, first=NEEDED + 1))
+
+    assert decision.action == "BUY_LONG"
+
+
+def test_a_bar_that_came_before_is_a_failed_hold() -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+    outputs_of(actor, *contexts(NEEDED))
+
+    [decision] = decisions_of(actor, *contexts(1, first=NEEDED - 1))
+
+    assert decision.failed
+    assert "must be later than that of the bar before" in decision.reason
+
+
+def test_context_numbers_out_of_range_are_a_failed_hold() -> None:
+    actor = an_actor(ScriptedThinker(action=0))
+    outputs_of(actor, *contexts(NEEDED - 1))
+
+    [context] = contexts(1, first=NEEDED - 1)
+    [decision] = decisions_of(actor, msgspec.structs.replace(context, complexity=float("nan")))
+
+    assert (decision.action, decision.failed) == ("HOLD", True)
+    assert "complexity must be in [0, 1], was nan" in decision.reason
+
+
+def test_an_unknown_instrument_with_a_position_is_a_failed_hold() -> None:
+    actor = an_actor(ScriptedThinker(action=2))
+    outputs_of(actor, *contexts(NEEDED - 1, instrument="Gold"), a_position(75, instrument="Gold"))
+
+    [decision] = decisions_of(actor, *contexts(1, first=NEEDED - 1, instrument="Gold"))
+
+    assert decision.failed
+    assert "unknown instrument 'Gold'" in decision.reason
+
+
+def test_an_answer_after_the_deadline_is_a_late_hold() -> None:
+    thinker = ScriptedThinker(action=0, elapsed_us=50_001, stop_reason="deadline")
+
+    decision = decision_after(an_actor(thinker))
+
+    assert (decision.action, decision.late, decision.failed) == ("HOLD", True, False)
+    assert decision.reason == "late: the answer came after its deadline"
+    assert (decision.size_fraction, decision.confidence) == (0.0, 0.0)
+    assert (decision.cycles, decision.elapsed_us) == (6, 50_001)
+
+
+def test_an_answer_at_the_deadline_is_in_time() -> None:
+    decision = decision_after(an_actor(ScriptedThinker(action=0, elapsed_us=50_000)))
+
+    assert (decision.action, decision.late) == ("BUY_LONG", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"action": 2}, "action 2 is not allowed in this position"),
+        ({"action": 7}, "action 7 is not allowed in this position"),
+        ({"action": 0, "confidence": float("nan")}, "confidence must be in [0, 1], was nan"),
+        ({"action": 0, "size_fraction": 1.5}, "size_fraction must be in [0, 1], was 1.5"),
+    ],
+)
+def test_an_answer_that_cannot_be_one_is_a_failed_hold(
+    changes: dict[str, Any], problem: str
+) -> None:
+    decision = decision_after(an_actor(ScriptedThinker(**changes)))
+
+    assert (decision.action, decision.failed) == ("HOLD", True)
+    assert decision.reason == f"no valid answer: {problem}"
+
+
+# Deciding
+
+
+def test_a_decision_carries_everything_the_thought_says() -> None:
+    thinker = ScriptedThinker(action=0)
+
+    decision = decision_after(an_actor(thinker))
+
+    [context] = contexts(1, first=NEEDED - 1)
+    assert decision == Decision(
+        id=f"Nifty@{context.bar.close_ns}",
+        instrument="Nifty",
+        timeframe="5",
+        action="BUY_LONG",
+        size_fraction=0.6,
+        confidence=0.7,
+        policy="hrm",
+        reference_price=context.bar.close,
+        atr=Decimal(20),
+        bar_close_ns=context.bar.close_ns,
+        reason="halted after 6 cycles, 70% sure",
+        market_complexity=0.4,
+        reasoning_depth=3,
+        cycles=6,
+        stop_reason="halted",
+        h_confidence=0.5,
+        l_confidence=0.4,
+        value=0.1,
+        probabilities=(0.1, 0.1, 0.05, 0.05, 0.7),
+        budget_ms=50.0,
+        elapsed_us=20_000,
+        model_digest="d" * 64,
+    )
+
+
+@pytest.mark.parametrize(
+    ("net_quantity", "allowed"),
+    [
+        (0, (True, True, False, False, True)),
+        (75, (False, False, True, False, True)),
+        (-75, (False, False, False, True, True)),
+    ],
+)
+def test_the_position_says_which_actions_are_allowed(
+    net_quantity: int, allowed: tuple[bool, ...]
+) -> None:
+    thinker = ScriptedThinker()
+
+    decision_after(an_actor(thinker), a_position(net_quantity))
+
+    assert thinker.observations[-1].allowed_actions == allowed
+
+
+def test_positions_of_other_instruments_allow_entries() -> None:
+    thinker = ScriptedThinker()
+
+    decision_after(an_actor(thinker), a_position(35, instrument="Bank_Nifty"))
+
+    assert thinker.observations[-1].allowed_actions == (True, True, False, False, True)
+
+
+def test_an_exit_leaves_the_whole_position_and_a_hold_wants_nothing() -> None:
+    exit_ = decision_after(an_actor(ScriptedThinker(action=2)), a_position(75))
+    hold = decision_after(an_actor(ScriptedThinker(action=4)), a_position(75))
+
+    assert (exit_.action, exit_.size_fraction) == ("CLOSE_LONG", 1.0)
+    assert (hold.action, hold.size_fraction) == ("HOLD", 0.0)
+
+
+def test_the_model_sees_the_features_that_training_computes() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    given_contexts = list(contexts(150))
+
+    outputs_of(actor, *given_contexts)
+
+    bars = [context.bar for context in given_contexts]
+    whole = bar_features(
+        open=[float(bar.open) for bar in bars],
+        high=[float(bar.high) for bar in bars],
+        low=[float(bar.low) for bar in bars],
+        close=[float(bar.close) for bar in bars],
+        volume=[bar.volume for bar in bars],
+        close_ns=[bar.close_ns for bar in bars],
+        bar_ns=5 * MINUTE_NS,
+    )
+    seen = thinker.observations[-1]
+    assert np.array_equal(seen.bars, whole[-64:])
+    assert seen.mask.all()
+    assert (seen.instrument, seen.timeframe, seen.complexity) == ("Nifty", "5", 0.4)
+
+
+def test_a_bar_cut_short_by_the_session_counts_as_a_whole_one() -> None:
+    whole, cut = ScriptedThinker(), ScriptedThinker()
+    [last] = contexts(1, first=NEEDED - 1)
+    short = msgspec.structs.replace(last.bar, close_ns=last.bar.close_ns - MINUTE_NS)
+
+    decision_after(an_actor(whole))
+    actor = an_actor(cut)
+    outputs_of(actor, *contexts(NEEDED - 1), msgspec.structs.replace(last, bar=short))
+
+    assert np.array_equal(whole.observations[-1].bars, cut.observations[-1].bars)
+
+
+def test_sources_that_are_missing_are_unknown_to_the_model() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED))
+    [last] = contexts(1, first=NEEDED)
+
+    outputs_of(actor, msgspec.structs.replace(last, missing=("news",), correlation_score=0.25))
+
+    known = {"complexity": 0.4, "volatility": 0.5}
+    assert np.array_equal(
+        thinker.observations[0].context, context_features(**known, regime="ranging")
+    )
+    assert np.array_equal(
+        thinker.observations[1].context,
+        context_features(**known, regime="ranging", correlation=0.25),
+    )
+
+
+def test_the_account_is_described_by_position_and_last_price() -> None:
+    thinker = ScriptedThinker()
+    [last] = contexts(1, first=NEEDED - 1)
+    entry = last.bar.close - 20
+    position = a_position(
+        75,
+        average_price=entry,
+        realised_pnl=Decimal(-2000),
+        trailing_stop_price=last.bar.close - 40,
+        stop_price=last.bar.close - 60,
+    )
+
+    decision_after(an_actor(thinker), position)
+
+    capital, share, entry_distance, result, is_open, stop_distance = thinker.observations[
+        -1
+    ].account.tolist()
+    instrument = a_catalogue()["Nifty"]
+    largest = instrument.max_lots(entry, CAPITAL - 2000, Decimal(0))
+    assert capital == pytest.approx(-0.02)
+    assert share == pytest.approx(1 / largest)
+    assert result == pytest.approx(1.5)  # percent of the initial capital: 20 points x 75 units
+    assert is_open == 1.0
+    assert stop_distance == pytest.approx(2 * entry_distance)
+
+
+def test_a_short_position_is_a_negative_share_and_never_more_than_all() -> None:
+    thinker = ScriptedThinker()
+
+    decision_after(an_actor(thinker), a_position(-75_000, average_price=Decimal(22000)))
+
+    assert thinker.observations[-1].account[1] == -1.0
+
+
+def test_the_thinker_gets_a_share_of_the_deadline() -> None:
+    default, own = ScriptedThinker(), ScriptedThinker()
+
+    decision_after(an_actor(default))
+    decision = decision_after(an_actor(own, budget_for=lambda context: DeadlineBudget(20.0)))
+
+    assert default.budgets == [DeadlineBudget(THINKING_SHARE * 50.0)]
+    assert own.budgets == [DeadlineBudget(THINKING_SHARE * 20.0)]
+    assert decision.budget_ms == 20.0
+
+
+def test_remembering_leaves_the_same_state_as_deciding_without_thinking() -> None:
+    thinker = ScriptedThinker(action=0)
+    remembering, deciding = an_actor(thinker), an_actor(ScriptedThinker(action=0))
+    before: list[MarketContext | Position] = [*contexts(40), a_position(75), a_position(0)]
+    for message in before:
+        remembering.remember(message)
+    outputs_of(deciding, *before)
+
+    after = [decisions_of(actor, *contexts(1, first=40)) for actor in (remembering, deciding)]
+
+    assert after[0] == after[1]
+    assert len(thinker.observations) == 1
+
+
+def test_an_impossible_capital_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="initial_capital must be above 0 rupees, was NaN"):
+        ReasoningActor(ReasoningSettings(), None, a_catalogue(), Decimal("NaN"))
+
+
+# Replay
+
+
+def without_clock(decision: Decision) -> Decision:
+    return msgspec.structs.replace(decision, elapsed_us=0, budget_ms=0.0)
+
+
+def test_a_replay_runs_to_the_recorded_depth() -> None:
+    thinker = ScriptedThinker(action=0)
+    actor = an_actor(thinker, recorded=lambda id_: Recorded(cycles=11, stop_reason="deadline"))
+
+    decision = decision_after(actor)
+
+    assert thinker.budgets == [RecordedBudget(11)]
+    assert decision.stop_reason == "deadline"
+
+
+@pytest.mark.parametrize(
+    "thinker",
+    [
+        ScriptedThinker(action=0),
+        ScriptedThinker(action=1, elapsed_us=90_000, stop_reason="deadline"),
+        FailingThinker(ThinkingFailed("the thinking process has died")),
+        ScriptedThinker(action=3),
+    ],
+    ids=["in time", "late", "failed", "not allowed"],
+)
+def test_a_replay_repeats_decisions_whatever_the_clock_did(thinker: ScriptedThinker) -> None:
+    messages = [*contexts(36), a_policy_switch("hold"), *contexts(2, first=36)]
+    live = decisions_of(an_actor(thinker), *messages)
+    known = {decision.id: Recorded.of(decision) for decision in live}
+    swift = ScriptedThinker(
+        action=1 if any(decision.late for decision in live) else 0, elapsed_us=1
+    )
+
+    replayed = decisions_of(an_actor(swift, recorded=known.get), *messages)
+
+    assert [without_clock(decision) for decision in replayed] == [
+        without_clock(decision) for decision in live
+    ]
+
+
+def test_a_decision_without_a_recorded_thought_is_a_failed_hold() -> None:
+    absent = decision_after(an_actor(ScriptedThinker(action=0), recorded=lambda id_: None))
+    empty = decision_after(an_actor(ScriptedThinker(action=0), recorded=lambda id_: Recorded(0)))
+
+    assert absent.failed
+    assert empty.failed
+    assert absent.reason == ("no valid answer: the recording holds no thought for this decision")
+
+
+# With the real agent
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> HRMAgent:
+    """Return an agent with an untrained small model, released and loaded as a trained one is."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = HRMConfig.preset("small")
+    card = ModelCard(
+        config=config,
+        features=FeatureRecord(names=FEATURE_NAMES, schema_sha256=FEATURE_SCHEMA_SHA256),
+        vocabularies=Vocabularies(instruments={"Nifty": 1}, timeframes={"5": 1}),
+        created="2026-01-01T00:00:00Z",
+    )
+    save_release(folder, HierarchicalReasoningModel(config), card)
+    return HRMAgent.load(folder, time.monotonic_ns)
+
+
+def patiently(context: MarketContext) -> DeadlineBudget:
+    return DeadlineBudget(60_000.0)
+
+
+def test_a_real_agent_decides_and_its_replay_agrees_to_the_last_bit(agent: HRMAgent) -> None:
+    messages = [*contexts(40), a_position(75), *contexts(3, first=40)]
+    live = decisions_of(an_actor(agent, budget_for=patiently), *messages)
+    known = {decision.id: Recorded.of(decision) for decision in live}
+
+    replayed = decisions_of(an_actor(agent, recorded=known.get), *messages)
+
+    thought = [decision for decision in live if decision.cycles]
+    assert len(thought) == 40 - (NEEDED - 1) + 3
+    assert not any(decision.failed or decision.late for decision in live)
+    assert {decision.model_digest for decision in thought} == {agent.digest}
+    assert all(sum(decision.probabilities) == pytest.approx(1.0) for decision in thought)
+    assert [without_clock(decision) for decision in replayed] == [
+        without_clock(decision) for decision in live
+    ]
+
+
+POSSIBLE = {
+    0: {"BUY_LONG", "SELL_SHORT", "HOLD"},
+    1: {"CLOSE_LONG", "HOLD"},
+    -1: {"CLOSE_SHORT", "HOLD"},
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.sampled_from([-150, -75, 0, 75, 150]), min_size=1, max_size=6),
+    st.integers(0, 10**6),
+)
+def test_no_action_is_ever_yielded_that_its_position_does_not_allow(
+    agent: HRMAgent, quantities: list[int], shift: int
+) -> None:
+    actor = an_actor(agent, recorded=lambda id_: Recorded(cycles=1 + shift % 4))
+    outputs_of(actor, *contexts(NEEDED, first=shift))
+
+    for number, quantity in enumerate(quantities):
+        outputs_of(actor, a_position(quantity))
+        [decision] = decisions_of(actor, *contexts(1, first=shift + NEEDED + number))
+
+        assert not decision.failed
+        assert decision.action in POSSIBLE[(quantity > 0) - (quantity < 0)]
