@@ -1,0 +1,664 @@
+import asyncio
+import multiprocessing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import gateway_child
+import pytest
+from builders import OPEN_NS, SECOND_NS, a_catalogue, a_fill, a_tick, an_order
+
+from actors.messages import (
+    AnyMessage,
+    CancelOrder,
+    ExecutionReport,
+    OrderStatus,
+    PlaceOrder,
+)
+from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
+from daemon.bus import Consumer, Publisher
+from daemon.errors import BrokerRejected, BrokerUnavailable, BusError
+from daemon.kill_switch import Latch
+from daemon.memory_bus import MemoryBus
+from daemon.order_gateway import OrderGateway
+from daemon.outbox import Outbox
+
+
+class SettableLatch:
+    """The latch as the gateway reads it."""
+
+    def __init__(self) -> None:
+        self.word = Latch(engaged=False, reason="test", operator="test", at=1)
+
+    async def read(self) -> Latch:
+        return self.word
+
+    def engage(self, reason: str = "operator", *, flatten: bool = False) -> None:
+        self.word = Latch(engaged=True, reason=reason, operator="anna", at=2, flatten=flatten)
+
+
+class ScriptedBroker:
+    """A distant broker: `on_place` says what becomes of the next order, `book` what it has."""
+
+    is_live = True
+
+    def __init__(self) -> None:
+        self.book: dict[str, list[ExecutionReport]] = {}
+        self.placed: list[str] = []
+        self.cancelled: list[str] = []
+        self.asked: list[str] = []
+        self.on_place: Callable[[PlaceOrder], Any] = self.take
+        self.on_cancel: list[Exception] = []
+        self.on_find: list[Exception] = []
+        self._queue: asyncio.Queue[ExecutionReport] = asyncio.Queue()
+
+    def take(self, order: PlaceOrder) -> None:
+        accepted = a_fill(
+            order,
+            status="accepted",
+            execution_id=f"{order.client_order_id}-0",
+            last_quantity=0,
+            last_price=Decimal(0),
+            cumulative_quantity=0,
+        )
+        self.book[order.client_order_id] = [accepted]
+
+    def tell(self, report: ExecutionReport) -> None:
+        self.book.setdefault(report.client_order_id, []).append(report)
+        self._queue.put_nowait(report)
+
+    @property
+    def pending_reports(self) -> int:
+        return self._queue.qsize()
+
+    async def place(self, order: PlaceOrder) -> None:
+        self.placed.append(order.client_order_id)
+        result = self.on_place(order)
+        if result is not None:
+            await result
+
+    async def cancel(self, client_order_id: str) -> None:
+        self.cancelled.append(client_order_id)
+        if self.on_cancel:
+            raise self.on_cancel.pop(0)
+
+    async def find(self, client_order_id: str) -> list[ExecutionReport] | None:
+        self.asked.append(client_order_id)
+        if self.on_find:
+            raise self.on_find.pop(0)
+        return self.book.get(client_order_id)
+
+    async def reports(self) -> AsyncIterator[ExecutionReport]:
+        while True:
+            yield await self._queue.get()
+
+    async def positions(self) -> dict[str, int]:
+        return {}
+
+    async def open_orders(self) -> list[PlaceOrder]:
+        return []
+
+    async def cancel_all(self) -> list[str]:
+        return []
+
+    async def close(self) -> None: ...
+
+
+class House:
+    """A gateway with what surrounds it."""
+
+    def __init__(self, tmp_path: Path, broker: Any = None, **fields: Any) -> None:
+        self.bus: MemoryBus = MemoryBus()
+        self.broker = broker or ScriptedBroker()
+        self.outbox = Outbox(tmp_path / "outbox.sqlite")
+        self.latch = SettableLatch()
+        self.now_ns = OPEN_NS
+        self.settings: dict[str, Any] = {
+            "max_order_rate_per_second": 8,
+            "request_timeout_s": 0.05,
+            "block_ms": 20,
+        } | fields
+        self._orders: Publisher | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[OrderGateway]:
+        """Run a gateway on the same bus, broker and outbox; it may be done again."""
+        await self.outbox.open()
+        gateway = OrderGateway(
+            self.bus,
+            self.broker,
+            self.outbox,
+            self.latch,
+            clock_ns=lambda: self.now_ns,
+            **self.settings,
+        )
+        task = asyncio.create_task(gateway.run())
+        try:
+            yield gateway
+        finally:
+            gateway.stop()
+            await asyncio.wait_for(task, 5)
+
+    async def send(self, *messages: AnyMessage) -> None:
+        self._orders = self._orders or await self.bus.publisher("execution", ["order"])
+        await self._orders.publish(*messages)
+
+    async def reports(self) -> list[ExecutionReport]:
+        found = [entry.envelope.message for entry in await self.bus.entries("report")]
+        return [message for message in found if isinstance(message, ExecutionReport)]
+
+    async def statuses(self) -> list[OrderStatus]:
+        return [report.status for report in await self.reports()]
+
+    async def settle(self, gateway: OrderGateway) -> None:
+        """Wait until every order is handled and every report is published."""
+
+        async def is_settled() -> bool:
+            return await self.bus.is_quiet() and gateway.is_idle()
+
+        await until(is_settled)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the condition holds, five seconds at most."""
+    async with asyncio.timeout(5):
+        while not await condition():  # noqa: ASYNC110 - no event tells when several parts are so
+            await asyncio.sleep(0.005)
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    async def holds() -> bool:
+        return condition()
+
+    await until(holds)
+
+
+def a_cancel(tag: str = "order1") -> CancelOrder:
+    return CancelOrder(client_order_id=tag, instrument="Nifty", reason="test", placed_ns=OPEN_NS)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    await house.outbox.close()
+
+
+def arrives_without_an_answer(house: House) -> Callable[[PlaceOrder], None]:
+    def place(order: PlaceOrder) -> None:
+        house.broker.take(order)
+        raise BrokerUnavailable("connection reset")
+
+    return place
+
+
+def is_lost(_: PlaceOrder) -> None:
+    raise BrokerUnavailable("connection refused")
+
+
+async def test_a_simulated_broker_fills_an_order_from_the_bus(tmp_path: Path) -> None:
+    broker = SimulatedBroker(a_catalogue(), SimulationSettings())
+    house = House(tmp_path, broker)
+    broker.on_tick(a_tick("22000", OPEN_NS))
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+        broker.on_tick(a_tick("22000", OPEN_NS + 1))
+        await house.settle(gateway)
+
+    assert await house.statuses() == ["accepted", "filled"]
+    assert await house.outbox.unfinished() == []
+    await house.outbox.close()
+
+
+async def test_an_order_is_acknowledged_once_the_broker_has_answered(house: House) -> None:
+    answer = asyncio.Event()
+    house.settings["request_timeout_s"] = 5
+    house.broker.on_place = lambda order: answer.wait()
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await until_true(lambda: bool(house.broker.placed))
+        during = (await house.bus.is_quiet(), gateway.is_idle())
+        row = await house.outbox.find("order1")
+        answer.set()
+        await house.settle(gateway)
+
+    assert during == (False, False)
+    assert row is not None
+    assert row.stage == "sent"
+    assert (await house.outbox.unfinished())[0].stage == "answered"
+
+
+async def test_what_the_broker_rejects_is_reported_as_rejected(house: House) -> None:
+    def reject(_: PlaceOrder) -> None:
+        raise BrokerRejected("margin shortfall of 1,200")
+
+    house.broker.on_place = reject
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    (report,) = await house.reports()
+    assert (report.status, report.reason) == ("rejected", "margin shortfall of 1,200")
+    assert report.client_order_id == "order1"
+    assert await house.outbox.unfinished() == []
+
+
+@pytest.mark.parametrize("purpose", ["entry", "exit"])
+async def test_an_engaged_kill_switch_refuses_orders(house: House, purpose: str) -> None:
+    house.latch.engage("operator")
+
+    async with house.running() as gateway:
+        await house.send(an_order(purpose=purpose))
+        await house.settle(gateway)
+
+    (report,) = await house.reports()
+    assert (report.status, report.reason) == ("rejected", "kill switch: operator")
+    assert house.broker.placed == []
+
+
+async def test_a_kill_switch_with_flatten_lets_exits_and_cancels_through(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order(client_order_id="before"))
+        await house.settle(gateway)
+        house.latch.engage(flatten=True)
+        await house.send(
+            an_order(client_order_id="entry"),
+            an_order(client_order_id="exit", purpose="exit"),
+            a_cancel("before"),
+        )
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["before", "exit"]
+    assert house.broker.cancelled == ["before"]
+
+
+async def test_a_second_order_under_the_same_id_is_not_sent_and_not_reported(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order(75), an_order(150))
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["order1"]
+    assert await house.reports() == []
+
+
+async def test_entries_above_the_rate_are_refused_with_some_room_kept_for_exits(
+    house: House,
+) -> None:
+    async with house.running() as gateway:
+        await house.send(*(an_order(client_order_id=f"o{number}") for number in range(7)))
+        await house.send(
+            *(an_order(client_order_id=f"x{number}", purpose="exit") for number in range(3))
+        )
+        await house.settle(gateway)
+        house.now_ns += SECOND_NS
+        await house.send(an_order(client_order_id="later"))
+        await house.settle(gateway)
+
+    assert house.broker.placed == [*(f"o{number}" for number in range(6)), "x0", "x1", "later"]
+    assert [(report.client_order_id, report.reason) for report in await house.reports()] == [
+        ("o6", "6 orders in the last second, allowed: 6"),
+        ("x2", "8 orders in the last second, allowed: 8"),
+    ]
+
+
+async def test_an_entry_that_lay_too_long_is_refused_but_an_exit_goes_out(house: House) -> None:
+    house.now_ns += 31 * SECOND_NS
+
+    async with house.running() as gateway:
+        await house.send(an_order(), an_order(client_order_id="exit", purpose="exit"))
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["exit"]
+    assert (await house.reports())[0].reason == "order is 31.0 s old, allowed: 30 s"
+
+
+# Unknown outcomes
+
+
+async def test_an_order_without_an_answer_is_unknown_and_then_found(house: House) -> None:
+    house.broker.on_place = arrives_without_an_answer(house)
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["order1"]
+    assert await house.statuses() == ["unknown", "accepted"]
+
+
+async def test_an_order_without_an_answer_that_never_arrived_is_rejected(house: House) -> None:
+    house.broker.on_place = is_lost
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["order1"]
+    assert await house.statuses() == ["unknown", "rejected"]
+    assert (await house.reports())[1].reason == "the broker has no such order"
+
+
+async def test_a_broker_that_hangs_is_an_unknown_outcome(house: House) -> None:
+    house.broker.on_place = lambda _: asyncio.sleep(60)
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    assert (await house.reports())[0].reason == "no answer in 0.05 s"
+
+
+async def test_a_question_is_asked_until_it_is_answered_and_other_orders_go_on(
+    house: House,
+) -> None:
+    house.broker.on_place = arrives_without_an_answer(house)
+    house.broker.on_find = [BrokerUnavailable("still down")] * 3
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await until_true(lambda: bool(house.broker.asked))
+        house.broker.on_place = house.broker.take
+        await house.send(an_order(client_order_id="order2"))
+        await until_true(lambda: "order2" in house.broker.placed)
+        asked_by_then = len(house.broker.asked)
+        await house.settle(gateway)
+
+    assert asked_by_then < 4
+    assert house.broker.asked == ["order1"] * 4
+    assert house.broker.placed == ["order1", "order2"]
+    assert await house.statuses() == ["unknown", "accepted"]
+
+
+async def test_a_live_broker_is_not_asked_before_a_late_request_can_have_arrived(
+    house: House,
+) -> None:
+    house.settings["request_timeout_s"] = 0.2
+    house.broker.on_place = is_lost
+    loop = asyncio.get_running_loop()
+
+    async with house.running() as gateway:
+        began_s = loop.time()
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    assert loop.time() - began_s >= 0.2
+
+
+async def test_a_cancel_that_finds_nothing_to_cancel_brings_the_missing_fill(
+    house: House,
+) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+        house.broker.book["order1"].append(a_fill(an_order()))  # its frame never came
+        house.broker.on_cancel = [BrokerRejected("already filled")]
+        await house.send(a_cancel())
+        await house.settle(gateway)
+
+    assert await house.statuses() == ["accepted", "filled"]
+
+
+async def test_a_cancel_without_an_answer_is_repeated(house: House) -> None:
+    house.broker.on_cancel = [BrokerUnavailable("down")]
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_cancel())
+        await house.settle(gateway)
+
+    assert house.broker.cancelled == ["order1", "order1"]
+
+
+async def test_a_cancel_that_never_gets_an_answer_ends_in_a_question(house: House) -> None:
+    house.broker.on_cancel = [BrokerUnavailable("down")] * 3
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_cancel())
+        await house.settle(gateway)
+
+    assert house.broker.cancelled == ["order1"] * 3
+    assert house.broker.asked == ["order1"]
+
+
+async def test_a_cancel_of_an_order_that_was_never_sent_goes_nowhere(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(a_cancel("stranger"))
+        await house.settle(gateway)
+
+    assert house.broker.cancelled == []
+
+
+# Reports
+
+
+async def test_a_report_is_published_once_however_often_it_comes(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+        for _ in range(3):
+            house.broker.tell(a_fill(an_order()))
+        await house.settle(gateway)
+
+    assert await house.statuses() == ["filled"]
+
+
+async def test_unpublished_reports_are_published_by_the_next_run(house: House) -> None:
+    await house.outbox.open()
+    await house.outbox.add_reports([a_fill(an_order())])
+
+    async with house.running() as gateway:
+        assert not gateway.is_idle()
+        await house.settle(gateway)
+
+    assert await house.statuses() == ["filled"]
+    assert await house.outbox.count_unpublished() == 0
+
+
+# Starting and stopping
+
+
+@pytest.mark.parametrize("stage", ["sent", "answered"])
+async def test_at_the_start_the_broker_is_asked_for_unfinished_orders(
+    house: House, stage: str
+) -> None:
+    await house.outbox.open()
+    await house.outbox.record_intent(an_order(), "1-0")
+    await house.outbox.mark_sent("order1")
+    if stage == "answered":
+        await house.outbox.mark_answered("order1")
+    house.broker.book["order1"] = [a_fill(an_order())]
+
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert house.broker.asked == ["order1"]
+    assert await house.statuses() == ["filled"]
+
+
+@pytest.mark.parametrize(("stage", "status"), [("sent", "rejected"), ("answered", "expired")])
+async def test_an_unfinished_order_that_the_broker_has_not_ends(
+    house: House, stage: str, status: str
+) -> None:
+    await house.outbox.open()
+    await house.outbox.record_intent(an_order(), "1-0")
+    await house.outbox.mark_sent("order1")
+    if stage == "answered":
+        await house.outbox.mark_answered("order1")
+
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert await house.statuses() == [status]
+    assert await house.outbox.unfinished() == []
+
+
+async def test_no_new_order_goes_out_before_the_old_ones_are_known(house: House) -> None:
+    await house.outbox.open()
+    await house.outbox.record_intent(an_order(), "1-0")
+    await house.outbox.mark_sent("order1")
+    house.broker.on_find = [BrokerUnavailable("down")] * 2
+    await house.send(an_order(client_order_id="new"))
+
+    async with house.running() as gateway:
+        await until_true(lambda: len(house.broker.asked) == 2)
+        placed_by_then = list(house.broker.placed)
+        await house.settle(gateway)
+
+    assert placed_by_then == []
+    assert house.broker.placed == ["new"]
+
+
+async def test_it_can_be_stopped_while_the_broker_is_away(house: House) -> None:
+    await house.outbox.open()
+    await house.outbox.record_intent(an_order(), "1-0")
+    await house.outbox.mark_sent("order1")
+    house.broker.on_find = [BrokerUnavailable("down")] * 1000
+
+    async with house.running() as gateway:
+        await asyncio.sleep(0.1)
+
+    assert not gateway.ready.is_set()
+
+
+async def test_a_broker_whose_reports_end_is_a_crash(tmp_path: Path) -> None:
+    class Ending(ScriptedBroker):
+        async def reports(self) -> AsyncIterator[ExecutionReport]:
+            return
+            yield  # what makes it a generator
+
+    house = House(tmp_path, Ending())
+    await house.outbox.open()
+    gateway = OrderGateway(
+        house.bus,
+        house.broker,
+        house.outbox,
+        house.latch,
+        clock_ns=lambda: OPEN_NS,
+        max_order_rate_per_second=8,
+        block_ms=20,
+    )
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await gateway.run()
+
+    assert caught.group_contains(BrokerUnavailable, match="stream of reports has ended")
+    await house.outbox.close()
+
+
+class ShakyBus(MemoryBus):
+    """A bus that is away for the next `outages` calls."""
+
+    outages = 0
+
+    async def consumer(self, *arguments: Any, **fields: Any) -> Any:
+        self._fail()
+        return Shaky(self, await super().consumer(*arguments, **fields))
+
+    async def publisher(self, source: str, *arguments: Any, **fields: Any) -> Any:
+        publisher = await super().publisher(source, *arguments, **fields)
+        if source != "order_gateway":
+            return publisher
+        self._fail()
+        return Shaky(self, publisher)
+
+    def _fail(self) -> None:
+        if self.outages:
+            self.outages -= 1
+            raise BusError("server gone")
+
+
+class Shaky:
+    """One reader or writer of a bus that may go away."""
+
+    def __init__(self, bus: ShakyBus, inner: Consumer | Publisher) -> None:
+        self._bus = bus
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "close":
+            self._bus._fail()
+        return getattr(self._inner, name)
+
+
+async def test_it_outlives_an_outage_of_the_bus(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    bus = ShakyBus()
+    house.bus = bus
+
+    async with house.running() as gateway:
+        await house.send(an_order(client_order_id="a"))
+        await house.settle(gateway)
+        bus.outages = 4
+        house.broker.tell(a_fill(an_order(client_order_id="a")))
+        await house.send(an_order(client_order_id="b"))
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["a", "b"]
+    assert await house.statuses() == ["filled"]
+    await house.outbox.close()
+
+
+async def test_an_order_whose_acknowledgement_failed_is_not_sent_again(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    bus = ShakyBus()
+    house.bus = bus
+
+    def place(order: PlaceOrder) -> None:
+        house.broker.take(order)
+        bus.outages = 1  # the commit that follows fails
+
+    house.broker.on_place = place
+
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["order1"]
+    await house.outbox.close()
+
+
+# Killed at every point
+
+POINTS = (
+    "before_intent",
+    "after_intent",
+    "after_sent",
+    "after_place",
+    "after_answered",
+    "after_report_stored",
+    "after_publish",
+)
+
+
+def exit_code_of(folder: Path, point: str) -> int | None:
+    """Run a gateway on one redelivered order until it is done, or until it kills itself."""
+    # Forked, since a fresh interpreter would spend a second on imports.
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=gateway_child.run, args=(folder, point))
+    process.start()
+    process.join(20)
+    return process.exitcode
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_an_order_is_sent_exactly_once_whenever_the_gateway_is_killed(
+    tmp_path: Path, point: str
+) -> None:
+    killed = exit_code_of(tmp_path, point)
+    done = exit_code_of(tmp_path, "never")
+
+    placed = (tmp_path / "placed").read_text().split() if (tmp_path / "placed").exists() else []
+    published = (tmp_path / "published").read_text().split()
+    assert (killed, done) == (-9, 0)
+    if point == "after_sent":
+        # It may have been on its way when the process died: never sent again, and said so.
+        assert placed == []
+        assert set(published) == {"order1-gateway-rejected"}
+    else:
+        assert placed == ["order1"]
+        assert set(published) == {"order1-1"}
