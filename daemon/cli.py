@@ -1,0 +1,258 @@
+"""hrm-trader: the operator's commands. With --json each prints one JSON object on stdout.
+
+Logs and the live view go to stderr. Exit status: 0 done; 1 failed, or a replay that differs;
+2 settings or arguments that cannot be used.
+"""
+
+import asyncio
+import getpass
+import json
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+import uvloop
+
+from daemon.clock import SystemClock
+from daemon.errors import ConfigError, TraderError
+from daemon.operator import Operator
+from daemon.replay import Recording, replay_session
+from daemon.session_files import check_model, find_session, load_markets
+from daemon.session_run import Options, Setting, run_daemon, run_demo
+from daemon.settings import Settings, load_instruments, load_sessions, load_settings
+from daemon.trace import trace as trace_order
+from daemon.wiring import graph
+
+app = typer.Typer(
+    name="hrm-trader",
+    help=__doc__,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Folder with settings.yaml.")]
+State = Annotated[Path | None, typer.Option("--state", help="State folder (session.state_dir).")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Candles, CSV or Parquet; may be repeated. Default: EUR/USD."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--instrument", help="Instrument of each file; default: by the file's name."),
+]
+Speed = Annotated[str, typer.Option("--speed", help="Market seconds per real second, or max.")]
+Duration = Annotated[
+    float | None, typer.Option("--duration", min=0.1, help="Stop after so many seconds.")
+]
+Processes = Annotated[
+    bool, typer.Option("--processes", help="Give every actor a process of its own.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Draws the order of ticks within candles.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the latch and the recording.")]
+
+
+def main() -> None:
+    """Entry point: run a command, or say in one sentence why it cannot be done."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except ConfigError as error:
+        _fail(error, as_json, 2)
+    except TraderError as error:
+        _fail(error, as_json, 1)
+
+
+def _fail(error: TraderError, as_json: bool, code: int) -> NoReturn:
+    if as_json:
+        print(json.dumps({"error": type(error).__name__, "text": str(error)}))
+    print(f"hrm-trader: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _print(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer, default=str))
+        return
+    for line in _lines(answer):
+        print(line)
+
+
+def _lines(value: Any, indent: str = "") -> list[str]:
+    lines: list[str] = []
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(entry, dict | list) and entry:
+            lines += [f"{indent}{key}:", *_lines(entry, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {entry}")
+    return lines
+
+
+def _settings(config: Path | None, state: Path | None, **more: Any) -> Settings:
+    overrides = {key.replace("__", "."): value for key, value in more.items() if value is not None}
+    if state is not None:
+        overrides["session.state_dir"] = str(state)
+    return load_settings(config, overrides=overrides, demo=True)
+
+
+def _setting(
+    config: Path | None, state: Path | None, speed: str, data: list[Path], names: list[str]
+) -> Setting:
+    settings = _settings(config, state, feed__speed=speed)
+    catalogue = load_instruments(config, demo=True).catalogue
+    return Setting(
+        settings=settings,
+        catalogue=catalogue,
+        calendar=load_sessions(config),
+        markets=load_markets(data, names, catalogue),
+        clock=SystemClock(),
+    )
+
+
+@app.command()
+def demo(
+    data: Data = None,
+    instrument: Names = None,
+    speed: Speed = "max",
+    duration: Duration = None,
+    processes: Processes = False,
+    seed: Seed = 1,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Paper-trade real candles in a fresh session with a live view, and report."""
+    where = _setting(config, state, speed, data or [], instrument or [])
+    _print(_run(run_demo(where, Options(duration, processes, seed))), as_json)
+
+
+@app.command()
+def run(
+    data: Data = None,
+    instrument: Names = None,
+    speed: Speed = "60",
+    duration: Duration = None,
+    processes: Processes = False,
+    seed: Seed = 1,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Run the daemon in paper mode: halted at first, going on after a restart."""
+    if not data:
+        raise ConfigError(
+            "run needs --data FILE: candles to replay as the market; no live feed is connected"
+        )
+    where = _setting(config, state, speed, data, instrument or [])
+    _print(_run(run_daemon(where, Options(duration, processes, seed))), as_json)
+
+
+@app.command()
+def status(config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Show latch, server, actors, positions and last decisions; works with the daemon down."""
+    operator = Operator(_settings(config, state), SystemClock())
+    _print(_run(operator.status()), as_json)
+
+
+@app.command()
+def kill(
+    reason: Reason = "operator",
+    flatten: Annotated[bool, typer.Option(help="Also close every open position.")] = False,
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Stop trading now; works with Redis or the daemon down. Only resume releases it."""
+    operator = Operator(_settings(config, state), SystemClock())
+    answer = _run(operator.kill(reason, getpass.getuser(), flatten=flatten))
+    _print(answer, as_json)
+    if not answer["done"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resume(
+    reason: Annotated[str, typer.Option("--reason", help="Why trading may go on; kept.")],
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Release the kill switch."""
+    if not reason.strip():
+        raise ConfigError("a release needs a reason: hrm-trader resume --reason '...'")
+    operator = Operator(_settings(config, state), SystemClock())
+    answer = _run(operator.resume(reason, getpass.getuser()))
+    _print(answer, as_json)
+    if not answer["done"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Validate all settings and the model; print the effective settings, secrets masked."""
+    settings = _settings(config, state)
+    load_sessions(config)
+    digest, problem = check_model(settings.session.model_dir)
+    instruments = load_instruments(config)
+    answer = {
+        "valid": True,
+        "settings_sha256": settings.settings_sha256,
+        "settings": settings.effective(),
+        "instruments": list(instruments.catalogue.symbols),
+        "timeframes": list(instruments.timeframes),
+        "model": {"valid": bool(digest), "digest": digest, "problem": problem},
+    }
+    _print(answer, as_json)
+
+
+@app.command()
+def wiring(as_json: Json = False) -> None:
+    """Print who takes what from whom, read off the actors' class lines."""
+    _print({"wiring": graph()}, as_json)
+
+
+@app.command()
+def replay(
+    session: Annotated[str, typer.Argument(help="Session folder, id, or last.")] = "last",
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recorded session again through the same actors; report the first difference."""
+    settings = _settings(config, state)
+    began_s = time.monotonic()
+    folder = find_session(session, settings.session.state_dir)
+    result = replay_session(folder)
+    answer = msgspec.to_builtins(result) | {"seconds": round(time.monotonic() - began_s, 3)}
+    _print(answer, as_json)
+    if not result.identical:
+        raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    order_id: Annotated[str, typer.Argument(help="client_order_id of the order.")],
+    session: Annotated[str, typer.Option("--session", help="Folder, id, or last.")] = "last",
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Walk one order back to its tick and on to its fills."""
+    settings = _settings(config, state)
+    folder = find_session(session, settings.session.state_dir)
+    chain = trace_order(Recording(folder), order_id)
+    _print({"order": order_id, "session": folder.name, "chain": chain}, as_json)
+
+
+if __name__ == "__main__":
+    main()

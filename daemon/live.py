@@ -1,0 +1,271 @@
+"""*LiveTradingService*: one trading session, built out of its plan and run to its end.
+
+Everything is built here and handed in by constructor: bus, latch, broker, gateway, runners or
+processes, market data, recording. What is traded, and when, is for the actors to say.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, Callable, Collection
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from actors.messages import Alert, Heartbeat, KillSwitch, Position
+from daemon.actor_process import builder, make_runner
+from daemon.announcer import Announcer
+from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
+from daemon.bus import Bus
+from daemon.embedded_redis import EmbeddedRedis
+from daemon.errors import BusError, TraderError
+from daemon.housekeeping import Housekeeping
+from daemon.journal import Journal
+from daemon.kill_switch import KillSwitchLatch, RedisLatchStore
+from daemon.logs import get_logger
+from daemon.order_gateway import OrderGateway
+from daemon.outbox import Outbox
+from daemon.plan import SessionPlan
+from daemon.redis_bus import RedisBus
+from daemon.statistics import SessionStatistics
+from daemon.supervisor import ActorProcess, Part, Supervisor
+from daemon.tick_source import MarketEvent, TickSource, until_quiet
+from daemon.wiring import INPUT_STREAMS, NAMES, Workshop, on_crash
+
+_HOUSEKEEPING_S = 2.0
+_POLL_S = 0.02
+_START_WAIT_S = 60.0
+_DRAIN_WAIT_S = 15.0
+
+StoppedBy = Literal["duration", "end_of_data", "operator"]
+
+
+class LiveTradingService:
+    """Run one session: start everything, feed it, stop in order, close the recording, report.
+
+    `isolated` names the actors that get a process of their own; the others are tasks of this one.
+    With `lock_step` each market event waits until everything has followed from the one before.
+    A new session begins with empty streams. `on_ready` hears when market data begins to flow.
+    """
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        *,
+        state_dir: Path,
+        folder: Path,
+        market: AsyncIterable[MarketEvent],
+        lock_step: bool,
+        isolated: Collection[str],
+        log_level: str,
+        log_file: TextIO | None,
+        seal_when_stopped: bool,
+        is_new: bool,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._plan = plan
+        self._workshop = Workshop.of(plan)
+        self._settings = self._workshop.settings
+        self._state_dir = state_dir
+        self._folder = folder
+        self._market = market
+        self._lock_step = lock_step
+        self._isolated = frozenset(isolated)
+        self._log_level = log_level
+        self._log_file = log_file
+        self._is_new = is_new
+        self._seal_when_stopped = seal_when_stopped
+        self._on_ready = on_ready
+        self._stopping = asyncio.Event()
+        self.statistics = SessionStatistics()
+        self.server = EmbeddedRedis(
+            state_dir / "redis",
+            url=self._settings.bus.url,
+            max_memory_mib=self._settings.bus.max_memory_mib,
+        )
+        self.processes: dict[str, ActorProcess] = {}
+        self._bus: RedisBus | None = None
+        self._source: TickSource | None = None
+
+    @property
+    def market_now_ns(self) -> int:
+        """Market time of the last event, nanoseconds UTC; 0 before the first."""
+        return self._source.now_ns if self._source else 0
+
+    def stop(self) -> None:
+        """End the session in order, as an operator would."""
+        self._stopping.set()
+
+    async def run(self, duration_s: float | None = None) -> dict[str, Any]:
+        """Run to the end of the data, for `duration_s`, or until `stop`; return the summary.
+
+        Raises TraderError when the session cannot be started.
+        """
+        began_s = time.monotonic()
+        async with AsyncExitStack() as stack:
+            url = await self.server.start()
+            stack.push_async_callback(self.server.stop)
+            bus = RedisBus(url, self._plan.prefix)
+            stack.push_async_callback(bus.close)
+            if self._is_new:
+                await bus.forget()  # what an earlier session left; its recording holds it
+            return await self._run(bus, url, duration_s, began_s)
+
+    async def _run(
+        self, bus: RedisBus, url: str, duration_s: float | None, began_s: float
+    ) -> dict[str, Any]:
+        control = Announcer(bus, "supervisor", [Alert.stream, KillSwitch.stream])
+        latch = KillSwitchLatch(
+            self._state_dir,
+            self._plan.prefix,
+            time.time_ns,
+            RedisLatchStore.connect(url),
+            control.publish,
+        )
+        broker = SimulatedBroker(
+            self._workshop.catalogue,
+            SimulationSettings(
+                slippage_ticks=self._settings.execution.slippage_ticks,
+                slippage_bps=self._settings.execution.slippage_bps,
+            ),
+            self._workshop.calendar,
+            # It lives in memory: after a restart it begins with what execution holds.
+            {
+                name: position.net_quantity
+                for name, envelope in (await bus.latest(Position.stream)).items()
+                if isinstance(position := envelope.message, Position) and position.net_quantity
+            },
+        )
+        source = TickSource(self._market, bus, on_tick=broker.on_tick)
+        outbox = await Outbox(self._folder / "outbox.sqlite").open()
+        gateway = OrderGateway(
+            bus,
+            broker,
+            outbox,
+            latch,
+            clock_ns=lambda: source.now_ns,
+            max_order_rate_per_second=self._settings.execution.max_order_rate_per_second,
+        )
+        if self._lock_step:
+            source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle)
+        self._bus, self._source = bus, source
+        journal = Journal(
+            bus,
+            self._folder,
+            (*NAMES, gateway.name),
+            batch_entries=self._settings.bus.batch_entries,
+            block_ms=self._settings.bus.block_ms,
+            on_entry=self.statistics.add,
+        )
+
+        async def crashed(name: str, reason: str) -> None:
+            await self._crashed(control, latch, name, reason)
+
+        def supervise(*parts: Part) -> Supervisor:
+            return Supervisor(parts, crashed, monotonic_s=time.monotonic)
+
+        housekeeping = Housekeeping(
+            bus, self.server, latch, control.publish, self._settings.bus.retain_entries
+        )
+        actors = [self._actor(name, bus, url, latch) for name in NAMES]
+        # Left from the inside out: feed, actors, recording. What the actors still say while they
+        # stop belongs to the recording.
+        async with supervise(journal, housekeeping):
+            async with supervise(*actors, gateway):
+                await self._until_ready(bus)
+                await housekeeping.announce_latch()
+                self._on_ready()
+                async with supervise(source):
+                    stopped_by = await self._until_done(source, duration_s)
+                drained = await self._drain(bus, gateway)
+            await journal.catch_up()
+        await control.close()
+        await outbox.close()
+        lost = journal.lost + journal.unhandled(INPUT_STREAMS)
+        records = journal.close(seal=self._seals(stopped_by))
+        return self.statistics.summary() | {
+            "stopped_by": stopped_by,
+            "duration_s": round(time.monotonic() - began_s, 3),
+            "lost": lost,
+            "drained": drained,
+            "recording": str(self._folder),
+            "records": records,
+        }
+
+    async def is_healthy(self) -> bool:
+        """Tell whether every actor gave a sign of life within the time monitoring allows."""
+        if self._bus is None:
+            return True  # not started yet: start-up has a deadline of its own
+        beats = await self._bus.latest(Heartbeat.stream)
+        oldest_ns = time.time_ns() - int(self._settings.monitoring.silent_after_seconds * 1e9)
+        return all(name in beats and beats[name].published_ns > oldest_ns for name in NAMES)
+
+    def _seals(self, stopped_by: StoppedBy) -> bool:
+        """Tell whether the session is over: an operator's stop may be followed by a restart."""
+        return self._seal_when_stopped or stopped_by == "end_of_data"
+
+    def _actor(self, name: str, bus: Bus, url: str, latch: KillSwitchLatch) -> Part:
+        if name in self._isolated:
+            command = [
+                "-m", "daemon.actor_process", name,
+                "--session", str(self._folder),
+                "--bus", url,
+                "--state", str(self._state_dir),
+                "--log-level", self._log_level,
+            ]  # fmt: skip
+            self.processes[name] = ActorProcess(name, command, self._log_file)
+            return self.processes[name]
+        return make_runner(builder(self._plan, name), bus, self._settings, latch)
+
+    async def _crashed(
+        self, control: Announcer, latch: KillSwitchLatch, name: str, reason: str
+    ) -> None:
+        alert = Alert(
+            severity="critical",
+            text=f"{name} crashed and is started again: {reason}",
+            runbook="Part crashed",
+            at_ns=time.time_ns(),
+            source="supervisor",
+        )
+        try:
+            await control.publish(alert)
+        except BusError as error:
+            get_logger().error("alert not sent", text=alert.text, reason=str(error))
+        if on_crash(name) == "halt":
+            await latch.engage(f"{name} crashed: {reason}", operator="supervisor")
+
+    async def _until_ready(self, bus: Bus) -> None:
+        """Wait until every actor has recovered and says so; TraderError when one does not."""
+        began_ns = time.time_ns()
+        deadline_s = time.monotonic() + _START_WAIT_S
+        while time.monotonic() < deadline_s:
+            beats = await bus.latest(Heartbeat.stream)
+            silent = [
+                name for name in NAMES if name not in beats or beats[name].published_ns < began_ns
+            ]
+            if not silent:
+                return
+            await asyncio.sleep(_POLL_S)
+        raise TraderError(
+            f"no sign of life from {', '.join(silent)} within {_START_WAIT_S:g} s: see the log"
+        )
+
+    async def _until_done(self, source: TickSource, duration_s: float | None) -> StoppedBy:
+        waits: dict[asyncio.Task[object], StoppedBy] = {
+            asyncio.create_task(self._stopping.wait()): "operator",
+            asyncio.create_task(source.finished.wait()): "end_of_data",
+        }
+        done, pending = await asyncio.wait(
+            waits, timeout=duration_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in pending:
+            task.cancel()
+        return waits[done.pop()] if done else "duration"
+
+    async def _drain(self, bus: Bus, gateway: OrderGateway) -> bool:
+        """Let what has been published run to its end; False when it did not in time."""
+        try:
+            await asyncio.wait_for(until_quiet(bus, gateway.is_idle), _DRAIN_WAIT_S)
+        except TimeoutError:
+            get_logger().error("not drained", seconds=_DRAIN_WAIT_S)
+            return False
+        return True

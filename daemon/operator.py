@@ -1,0 +1,111 @@
+"""What an operator does to a session from outside: stop trading, allow it again, look at it.
+
+Each works with the daemon or its message server down, and says what came of every step.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors.messages import (
+    Decision,
+    Heartbeat,
+    KillSwitch,
+    MarketContext,
+    PolicySwitch,
+    Position,
+)
+from daemon.announcer import Announcer
+from daemon.clock import Clock
+from daemon.embedded_redis import EmbeddedRedis
+from daemon.errors import BusError
+from daemon.kill_switch import KillSwitchLatch, RedisLatchStore, Step
+from daemon.plan import SessionPlan, read_plan
+from daemon.redis_bus import RedisBus
+from daemon.session_files import current_session
+from daemon.settings import Settings
+
+_SHOWN = (Decision, Position, MarketContext, PolicySwitch)
+_PAPER_PREFIX = "paper:v1"
+
+
+class Operator:
+    """The operator's hand on one state folder."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._state_dir: Path = settings.session.state_dir
+        self._silent_ns = int(settings.monitoring.silent_after_seconds * 1e9)
+        self._clock = clock
+        folder = current_session(self._state_dir)
+        self._plan: SessionPlan | None = read_plan(folder) if folder else None
+        self._folder = folder
+        self._prefix = self._plan.prefix if self._plan else _PAPER_PREFIX
+        self._server = EmbeddedRedis(self._state_dir / "redis", url=settings.bus.url)
+
+    async def kill(self, reason: str, operator: str, *, flatten: bool) -> dict[str, Any]:
+        """Engage the kill switch; with `flatten` the daemon also closes what is open."""
+        steps = await self._change(lambda latch: latch.engage(reason, operator, flatten))
+        return self._outcome(steps, engaged=True) | {"flatten": flatten}
+
+    async def resume(self, reason: str, operator: str) -> dict[str, Any]:
+        """Release the kill switch; the reason is kept."""
+        steps = await self._change(lambda latch: latch.release(reason, operator))
+        return self._outcome(steps, engaged=False)
+
+    async def _change(self, change: Any) -> list[Step]:
+        bus = RedisBus(self._server.url, self._prefix)
+        announcer = Announcer(bus, "operator", [KillSwitch.stream])
+        store = RedisLatchStore.connect(self._server.url)
+        latch = KillSwitchLatch(
+            self._state_dir, self._prefix, self._clock.now_ns, store, announcer.publish
+        )
+        try:
+            steps: list[Step] = await change(latch)
+        finally:
+            await announcer.close()
+            await store.close()
+            await bus.close()
+        return steps
+
+    def _outcome(self, steps: list[Step], *, engaged: bool) -> dict[str, Any]:
+        latch = KillSwitchLatch(self._state_dir, self._prefix, self._clock.now_ns)
+        return {
+            "engaged": latch.is_engaged(),
+            "done": latch.is_engaged() is engaged,
+            "steps": [step._asdict() for step in steps],
+        }
+
+    async def status(self) -> dict[str, Any]:
+        """Return what is known: latch, server, session, signs of life, last messages."""
+        latch = KillSwitchLatch(self._state_dir, self._prefix, self._clock.now_ns).state()
+        answer: dict[str, Any] = {
+            "state_dir": str(self._state_dir),
+            "session": self._plan.session if self._plan else None,
+            "recording": str(self._folder) if self._folder else None,
+            "kill_switch": msgspec.to_builtins(latch),
+            "server": msgspec.to_builtins(await self._server.state()),
+            "running": False,
+            "actors": {},
+        }
+        bus = RedisBus(self._server.url, self._prefix)
+        try:
+            beats = await bus.latest(Heartbeat.stream)
+            answer["actors"] = {
+                name: msgspec.to_builtins(beat.message)
+                | {"alive": self._clock.now_ns() - beat.published_ns < self._silent_ns}
+                for name, beat in sorted(beats.items())
+            }
+            answer["running"] = any(actor["alive"] for actor in answer["actors"].values())
+            for kind in _SHOWN:
+                latest = await bus.latest(kind.stream)
+                answer[kind.stream] = {
+                    key: msgspec.to_builtins(envelope.message)
+                    for key, envelope in sorted(latest.items())
+                    if not isinstance(envelope.message, KillSwitch)
+                }
+        except BusError as error:
+            answer["problem"] = str(error)
+        finally:
+            await bus.close()
+        return answer

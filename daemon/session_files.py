@@ -1,0 +1,179 @@
+"""Where sessions lie and how one is begun: candle files and settings to a plan, plans to folders.
+
+`<state>/sessions/<id>/` holds a session, `<state>/current` names the one that runs or ran last.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from actors.instruments import InstrumentCatalogue, UnknownInstrument
+from actors.session import SessionCalendar
+from daemon.demo_data import demo_candles
+from daemon.errors import ConfigError, ReplayError
+from daemon.history import CandleTable, load_candles
+from daemon.journal import read_seal
+from daemon.plan import FILE_NAME, MarketPlan, SessionPlan, read_plan, versions
+from daemon.settings import Settings
+from hrm.features import FEATURE_SCHEMA_SHA256
+from hrm.manifest import IntegrityError, read_manifest, verified_bytes
+
+_CURRENT = "current"
+_SESSIONS = "sessions"
+
+
+@dataclass(frozen=True)
+class Market:
+    """One instrument with the candles it is replayed from."""
+
+    instrument: str
+    label: str
+    path: Path
+    table: CandleTable
+
+    def plan(self) -> MarketPlan:
+        """Return what the plan of a session says about it."""
+        return MarketPlan(
+            instrument=self.instrument,
+            timeframe=self.table.timeframe,
+            label=self.label,
+            path=str(self.path),
+            sha256=self.table.sha256,
+            rows=len(self.table),
+            repairs={found.rule: found.rows for found in self.table.quality.repairs},
+        )
+
+
+def load_markets(
+    files: Sequence[Path], names: Sequence[str], catalogue: InstrumentCatalogue
+) -> list[Market]:
+    """Load candle files; without any, the candles of the demo.
+
+    `names` gives the instrument of each file, in order; without names they are read off the file
+    names. Raises DataError for files that cannot be used, ConfigError for unknown instruments.
+    """
+    if not files:
+        demo = demo_candles()
+        table = load_candles(demo.path)
+        return [Market(demo.instrument, demo.label, demo.path, table)]
+    if names and len(names) != len(files):
+        raise ConfigError(
+            f"{len(files)} candle files but {len(names)} instruments: name one for each, in order"
+        )
+    markets: list[Market] = []
+    for number, path in enumerate(files):
+        table = load_candles(path)
+        name = names[number] if names else table.symbol
+        try:
+            instrument = catalogue[name].symbol
+        except UnknownInstrument as error:
+            raise ConfigError(
+                f"{path}: {error}; name the right one with --instrument, or add it to "
+                "instruments.yaml"
+            ) from error
+        if any(market.instrument == instrument for market in markets):
+            raise ConfigError(f"{path}: {instrument} has a file already: give each only one")
+        label = f"{path.name}: {table.timeframe}-minute candles played as ticks"
+        markets.append(Market(instrument, label, path, table))
+    return markets
+
+
+def check_model(folder: Path) -> tuple[str, str]:
+    """Return the digest of the released model, or "" and why there is no valid one."""
+    try:
+        manifest = read_manifest(folder)
+        verified_bytes(folder, manifest.released, manifest)
+    except IntegrityError as error:
+        return "", str(error)
+    entry = manifest.models[manifest.released]
+    if entry.features.schema_sha256 != FEATURE_SCHEMA_SHA256:
+        return "", (
+            f"{folder / manifest.released} was trained on other features than this version makes: "
+            "train again with hrm-train"
+        )
+    return entry.sha256, ""
+
+
+def make_plan(
+    settings: Settings,
+    catalogue: InstrumentCatalogue,
+    calendar: SessionCalendar,
+    markets: Sequence[Market],
+    *,
+    mode: str,
+    now_ns: int,
+    seed: int,
+    speed: float | str,
+    prefix: str | None = None,
+) -> SessionPlan:
+    """Return the plan of a new session with an id of its own."""
+    began = datetime.fromtimestamp(now_ns / 1e9, UTC)
+    session = f"{began:%Y%m%dT%H%M%SZ}-{mode}-{secrets.token_hex(2)}"
+    digest, reason = check_model(settings.session.model_dir)
+    return SessionPlan(
+        session=session,
+        mode=mode,
+        prefix=prefix or f"{mode}:v1",
+        created_ns=now_ns,
+        settings=settings.model_dump(mode="json", exclude={"secrets"}),
+        instruments=[catalogue[market.instrument] for market in markets],
+        calendar=calendar.table.model_dump(mode="json"),
+        markets=[market.plan() for market in markets],
+        speed=speed,
+        seed=seed,
+        models_dir=str(settings.session.model_dir.resolve()),
+        model_digest=digest,
+        no_model_reason=reason,
+        versions=versions(),
+    )
+
+
+def begin_session(state_dir: Path, plan: SessionPlan) -> Path:
+    """Make the folder of a new session and point `current` at it."""
+    folder = state_dir / _SESSIONS / plan.session
+    plan.write(folder)
+    pointer = state_dir / f"{_CURRENT}.new"
+    pointer.write_text(plan.session)
+    pointer.replace(state_dir / _CURRENT)
+    return folder
+
+
+def current_session(state_dir: Path) -> Path | None:
+    """Return the folder of the session that runs or ran last, None before the first."""
+    try:
+        folder = state_dir / _SESSIONS / (state_dir / _CURRENT).read_text().strip()
+    except FileNotFoundError:
+        return None
+    return folder if (folder / FILE_NAME).is_file() else None
+
+
+def open_session(state_dir: Path, markets: Sequence[Market]) -> tuple[Path, SessionPlan] | None:
+    """Return the session a restart goes on with: not sealed, and of the same candles."""
+    folder = current_session(state_dir)
+    if folder is None or read_seal(folder):
+        return None
+    plan = read_plan(folder)
+    wanted = [(market.instrument, market.table.sha256) for market in markets]
+    if [(market.instrument, market.sha256) for market in plan.markets] != wanted:
+        return None
+    return folder, plan
+
+
+def find_session(name: str, state_dir: Path) -> Path:
+    """Return the folder of a recorded session: a path, an id, or "last" for the newest.
+
+    Sessions of the demo lie under the state directory too and are found. Raises ReplayError.
+    """
+    path = Path(name)
+    if (path / FILE_NAME).is_file():
+        return path
+    found = sorted(state_dir.rglob(f"{_SESSIONS}/*/{FILE_NAME}"), key=lambda file: file.parent.name)
+    folders = {file.parent.name: file.parent for file in found}
+    if name == "last" and folders:
+        return folders[max(folders)]
+    if name in folders:
+        return folders[name]
+    known = ", ".join(list(folders)[-5:]) or "none"
+    raise ReplayError(f"no session {name!r} under {state_dir}: the newest there are {known}")

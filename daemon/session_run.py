@@ -1,0 +1,208 @@
+"""Begin or go on with a session and run it: what `demo` and `run` have in common, and where not."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from actors.instruments import InstrumentCatalogue
+from actors.session import SessionCalendar
+from daemon.candle_path import market_events, paced
+from daemon.clock import Clock
+from daemon.errors import ConfigError
+from daemon.health import ServiceManager
+from daemon.history import Candle
+from daemon.kill_switch import KillSwitchLatch
+from daemon.live import LiveTradingService
+from daemon.live_view import LiveView
+from daemon.logs import configure_logs
+from daemon.plan import SessionPlan
+from daemon.session_files import Market, begin_session, make_plan, open_session
+from daemon.settings import Settings
+from daemon.tick_source import MarketEvent
+from daemon.wiring import NAMES
+
+_KEPT_DEMOS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about one run."""
+
+    duration_s: float | None
+    every_actor_isolated: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a session is run."""
+
+    settings: Settings
+    catalogue: InstrumentCatalogue
+    calendar: SessionCalendar
+    markets: list[Market]
+    clock: Clock
+
+
+async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
+    """Run a session in a state folder of its own, released from the start; keep the last five."""
+    demos = where.settings.session.state_dir / "demo"
+    plan = _new_plan(where, options)
+    state_dir = demos / plan.session
+    folder = begin_session(state_dir, plan)
+    latch = KillSwitchLatch(state_dir, plan.prefix, where.clock.now_ns)
+    await latch.release("demo: simulated money only", operator="demo")
+    with (state_dir / "log.jsonl").open("w") as log:
+        configure_logs(where.settings.logging.level, log)
+        service = _service(where, options, plan, state_dir, folder, log=log, seal_when_stopped=True)
+        _stop_on_signals(service.stop)
+        with LiveView(plan, service.statistics, lambda: service.market_now_ns):
+            summary = await service.run(options.duration_s)
+    if where.settings.bus.url is None:
+        shutil.rmtree(state_dir / "redis", ignore_errors=True)  # the recording holds it all
+    for old in sorted(demos.iterdir())[:-_KEPT_DEMOS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return _facts(plan) | summary | {"state_dir": str(state_dir)}
+
+
+async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
+    """Run the session of the state folder: go on with an open one, or begin a new one.
+
+    A state folder that is used for the first time is halted, unless `session.start_halted` is off.
+    """
+    settings = where.settings
+    state_dir = settings.session.state_dir
+    state_dir.mkdir(parents=True, exist_ok=True)
+    configure_logs(settings.logging.level)
+    opened = open_session(state_dir, where.markets)
+    if opened:
+        folder, plan = opened
+    else:
+        plan = _new_plan(where, options)
+        folder = begin_session(state_dir, plan)
+    latch = KillSwitchLatch(state_dir, plan.prefix, where.clock.now_ns)
+    if not settings.session.start_halted and not latch.path.exists():
+        await latch.release("session.start_halted is off", operator="settings")
+    manager = ServiceManager()
+    service = _service(
+        where, options, plan, state_dir, folder, log=None, seal_when_stopped=False,
+        is_new=opened is None,
+        on_ready=lambda: manager.ready(plan.session),
+    )  # fmt: skip
+    _stop_on_signals(service.stop)
+    alive = asyncio.create_task(manager.keep_alive(service.is_healthy))
+    try:
+        summary = await service.run(options.duration_s)
+    finally:
+        manager.stopping()
+        alive.cancel()
+        with suppress(asyncio.CancelledError):
+            await alive
+    return _facts(plan) | summary | {"state_dir": str(state_dir), "resumed": opened is not None}
+
+
+def _new_plan(where: Setting, options: Options) -> SessionPlan:
+    return make_plan(
+        where.settings,
+        where.catalogue,
+        where.calendar,
+        where.markets,
+        mode="paper",
+        now_ns=where.clock.now_ns(),
+        seed=options.seed,
+        speed=where.settings.feed.speed,
+    )
+
+
+def _service(
+    where: Setting,
+    options: Options,
+    plan: SessionPlan,
+    state_dir: Path,
+    folder: Path,
+    *,
+    log: TextIO | None,
+    seal_when_stopped: bool,
+    is_new: bool = True,
+    on_ready: Callable[[], None] = lambda: None,
+) -> LiveTradingService:
+    return LiveTradingService(
+        plan,
+        state_dir=state_dir,
+        folder=folder,
+        market=_events(where, plan),
+        lock_step=plan.speed == "max",
+        isolated=NAMES if options.every_actor_isolated else ("reasoning",),
+        log_level=where.settings.logging.level,
+        log_file=log,
+        seal_when_stopped=seal_when_stopped,
+        is_new=is_new,
+        on_ready=on_ready,
+    )
+
+
+async def _events(where: Setting, plan: SessionPlan) -> AsyncIterator[MarketEvent]:
+    """Yield the candles of the plan as ticks, at its pace."""
+    timeframes = {market.instrument: market.table.timeframe for market in where.markets}
+    exchanges = {name: where.catalogue[name].session for name in timeframes}
+    first = exchanges[where.markets[0].instrument]
+
+    def end_of(instrument: str, candle: Candle) -> int:
+        exchange = exchanges[instrument]
+        if where.calendar.phase(exchange, candle.open_ns) == "closed":
+            return candle.close_ns  # the market feed refuses its ticks and says so
+        return where.calendar.bar_close_ns(exchange, timeframes[instrument], candle.open_ns)
+
+    events = market_events(
+        [(market.instrument, market.table.timeframe, market.table) for market in where.markets],
+        seed=plan.seed,
+        wall_ns=where.clock.now_ns,
+        session_key=lambda instant_ns: where.calendar.session_key(first, instant_ns),
+        end_of=end_of,
+    )
+    bar_ns = min(market.table.bar_ns for market in where.markets)
+    async for event in paced(
+        events, _speed(plan.speed), where.clock.sleep, where.clock.monotonic_ns, bar_ns=bar_ns
+    ):
+        yield event
+        await asyncio.sleep(0)
+
+
+def _speed(speed: float | str) -> float | Literal["max"]:
+    if isinstance(speed, str):
+        if speed != "max":
+            raise ConfigError(f"speed must be a positive number or 'max', was {speed!r}")
+        return "max"
+    return speed
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _facts(plan: SessionPlan) -> dict[str, Any]:
+    return {
+        "session": plan.session,
+        "mode": plan.mode,
+        "speed": plan.speed,
+        "seed": plan.seed,
+        "data": [
+            {
+                "instrument": market.instrument,
+                "timeframe": market.timeframe,
+                "label": market.label,
+                "rows": market.rows,
+                "sha256": market.sha256,
+                "repairs": market.repairs,
+            }
+            for market in plan.markets
+        ],
+        "model_digest": plan.model_digest,
+        "no_model_reason": plan.no_model_reason,
+    }

@@ -1,0 +1,142 @@
+"""Keep the parts of the daemon running: one task each, restart with backoff, orderly stop.
+
+What a crash of a part means beyond its restart (a halt, an alert) is the caller's to say.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, Self, TextIO
+
+from daemon.errors import PartCrashed
+from daemon.logs import get_logger
+
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_LONGEST_S = 10.0
+_STABLE_AFTER_S = 30.0
+_STOP_WAIT_S = 10.0
+
+
+class Part(Protocol):
+    """Something that runs until it is told to stop."""
+
+    name: str
+
+    async def run(self) -> None:
+        """Serve until `stop`; raising or returning earlier is a crash."""
+        ...
+
+    def stop(self) -> None:
+        """Ask `run` to return soon."""
+        ...
+
+
+class ActorProcess:
+    """One actor in a process of its own; `command` must end when it gets SIGTERM."""
+
+    def __init__(self, name: str, command: Sequence[str], log_file: TextIO | None = None) -> None:
+        self.name = name
+        self._log_file = log_file  # where its stderr goes; None: to ours
+        self._command = tuple(command)
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while the process runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def run(self) -> None:
+        """Start the process and wait for its end; raises PartCrashed when it was not asked to."""
+        self.starts += 1
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *self._command,
+            "--restarts",
+            str(self.starts - 1),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=self._log_file,
+        )
+        try:
+            code = await self._process.wait()
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        if not self._stopping:
+            raise PartCrashed(f"process {self.name} ended with code {code}")
+
+    async def _end(self) -> None:
+        if self._process and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_WAIT_S)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    def stop(self) -> None:
+        """Send SIGTERM; `run` returns when the process is gone."""
+        self._stopping = True
+        if self._process and self._process.returncode is None:
+            self._process.terminate()
+
+
+class Supervisor:
+    """Run parts for as long as its context is open; restart each that crashes.
+
+    `on_crash` hears the name and the reason of every crash before the restart.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        on_crash: Callable[[str, str], Awaitable[None]],
+        *,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._parts = tuple(parts)
+        self._on_crash = on_crash
+        self._monotonic_s = monotonic_s
+        self._stopping = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
+        self.restarts: dict[str, int] = {part.name: 0 for part in parts}
+
+    async def __aenter__(self) -> Self:
+        self._keepers = [
+            asyncio.create_task(self._keep(part), name=part.name) for part in self._parts
+        ]
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        """Stop the parts in the order they were given; cancel what does not end in time."""
+        self._stopping.set()
+        for part in self._parts:
+            part.stop()
+        _, late = await asyncio.wait(set(self._keepers), timeout=_STOP_WAIT_S)
+        for keeper in late:
+            get_logger().error("part does not stop", part=keeper.get_name())
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _keep(self, part: Part) -> None:
+        log = get_logger(part=part.name)
+        backoff_s = _BACKOFF_FIRST_S
+        while not self._stopping.is_set():
+            began_s = self._monotonic_s()
+            try:
+                await part.run()
+                reason = "it ended by itself"
+            except Exception as error:  # noqa: BLE001 - whatever it was, the part must come back
+                reason = f"{type(error).__name__}: {error}"
+            if self._stopping.is_set():
+                return
+            if self._monotonic_s() - began_s > _STABLE_AFTER_S:
+                backoff_s = _BACKOFF_FIRST_S
+            self.restarts[part.name] += 1
+            log.error("part crashed", reason=reason, restart_in_s=backoff_s)
+            await self._on_crash(part.name, reason)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+            except TimeoutError:
+                backoff_s = min(backoff_s * 2, _BACKOFF_LONGEST_S)

@@ -1,0 +1,144 @@
+"""The actors in flow order, what each is built from, and what a crash of each one means."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from actors.base import Actor
+from actors.complexity import MarketComplexityActor
+from actors.execution import ExecutionActor
+from actors.instruments import InstrumentCatalogue
+from actors.market_feed import MarketFeedActor
+from actors.messages import Message, Tick, TimeEvent
+from actors.monitoring import MonitoringActor
+from actors.reasoning import ReasoningActor, Recorded, Thinker
+from actors.risk import RiskActor
+from actors.session import SessionCalendar, SessionTable
+from daemon.plan import SessionPlan
+from daemon.settings import Settings
+from hrm.thought import DeadlineBudget
+
+Consequence = Literal["halt", "restart"]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """An actor class and what follows when it fails: `halt` stops trading, both restart it."""
+
+    actor: type[Actor[Any, Any]]
+    on_crash: Consequence
+
+
+ACTORS: tuple[Wire, ...] = (
+    Wire(MarketFeedActor, "restart"),
+    Wire(MarketComplexityActor, "restart"),
+    Wire(ReasoningActor, "restart"),
+    Wire(RiskActor, "halt"),
+    Wire(ExecutionActor, "halt"),
+    Wire(MonitoringActor, "restart"),
+)
+NAMES: tuple[str, ...] = tuple(wire.actor.name for wire in ACTORS)
+
+INPUT_STREAMS: Mapping[str, tuple[str, ...]] = {
+    wire.actor.name: tuple(
+        dict.fromkeys(kind.stream for kind in wire.actor.inputs() if not kind.shared)
+    )
+    for wire in ACTORS
+} | {"order_gateway": ("order",)}
+"""What each group must have handled in the end; shared streams carry no orders and no prices."""
+
+EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "tick_source": ((), (Tick.stream, TimeEvent.stream)),
+    "order_gateway": (("order",), ("report",)),
+    "operator": ((), ("control",)),
+    "journal": (("*",), ()),
+}
+"""What stands at the edges: name -> (streams read, streams written)."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Build the actors of one session, all from its plan."""
+
+    settings: Settings
+    catalogue: InstrumentCatalogue
+    calendar: SessionCalendar
+    timeframes: Mapping[str, str]  # instrument -> timeframe
+    no_model_reason: str
+
+    @classmethod
+    def of(cls, plan: SessionPlan) -> Self:
+        """Read a plan; raises pydantic's ValidationError for one of another version."""
+        return cls(
+            settings=Settings.model_validate(plan.settings),
+            catalogue=InstrumentCatalogue(plan.instruments),
+            calendar=SessionCalendar(SessionTable.model_validate(plan.calendar)),
+            timeframes={market.instrument: market.timeframe for market in plan.markets},
+            no_model_reason=plan.no_model_reason,
+        )
+
+    def build(
+        self,
+        name: str,
+        thinker: Thinker | None = None,
+        recorded: Callable[[str], Recorded | None] | None = None,
+    ) -> Actor[Any, Any]:
+        """Return a fresh actor. `thinker` and `recorded` concern reasoning alone.
+
+        Without a thinker reasoning holds and gives the plan's reason why there is no valid model.
+        """
+        settings = self.settings
+        deadline_ms = settings.hierarchical_reasoning_model.performance.max_inference_time_ms
+        match name:
+            case "market_feed":
+                return MarketFeedActor(
+                    settings.feed, self.catalogue, self.calendar, self.timeframes
+                )
+            case "complexity":
+                return MarketComplexityActor(settings.complexity)
+            case "reasoning":
+                return ReasoningActor(
+                    settings.reasoning,
+                    thinker,
+                    self.catalogue,
+                    settings.risk_limits.initial_capital,
+                    no_thinker_because=self.no_model_reason,
+                    budget_for=lambda _: DeadlineBudget(deadline_ms),
+                    recorded=recorded,
+                )
+            case "risk":
+                return RiskActor(
+                    settings.risk_limits, settings.execution, self.catalogue, self.calendar
+                )
+            case "execution":
+                return ExecutionActor(settings.execution, self.catalogue, self.calendar)
+            case "monitoring":
+                return MonitoringActor(settings.monitoring, NAMES)
+            case _:
+                raise ValueError(f"no actor is called {name!r}: choose from {', '.join(NAMES)}")
+
+
+def on_crash(name: str) -> Consequence:
+    """Return what follows when a part fails; edges restart."""
+    return next((wire.on_crash for wire in ACTORS if wire.actor.name == name), "restart")
+
+
+def graph() -> list[dict[str, Any]]:
+    """Return the wiring, read off the class lines: who takes what from whom."""
+
+    def names(types: tuple[type[Message], ...]) -> list[str]:
+        return [kind.__name__ for kind in types]
+
+    return [
+        {
+            "actor": wire.actor.name,
+            "inputs": names(wire.actor.inputs()),
+            "outputs": names(wire.actor.outputs()),
+            "heavy": wire.actor.heavy,
+            "on_crash": wire.on_crash,
+        }
+        for wire in ACTORS
+    ] + [
+        {"edge": name, "reads": list(reads), "writes": list(writes)}
+        for name, (reads, writes) in EDGES.items()
+    ]
