@@ -1,0 +1,29 @@
+"""Fixtures that several test folders share."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from daemon.embedded_redis import EmbeddedRedis
+
+Result = TypeVar("Result")
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    # A loop of its own, so that the loop of the test that asked first stays as it is.
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def message_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the url of a message server that runs for the whole session."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("message-server"), max_memory_mib=128)
+    url = _run(server.start())
+    yield url
+    _run(server.stop())
