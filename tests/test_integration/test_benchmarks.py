@@ -1,0 +1,47 @@
+"""The benchmarks run and give the fields that others read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+
+
+def answer_of(*command: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_the_bus_benchmark_stands_beside_the_raw_server() -> None:
+    answer = answer_of("benchmarks.bus", "--quick")
+
+    assert {"p50", "p99", "max"} <= answer["hop_us"].keys()
+    assert 0 < answer["messages_per_s"] < answer["raw_pipelined_xadd_per_s"]
+    assert answer["ratio_to_raw"] > 0
+
+
+def test_the_whole_daemon_at_500_ticks_a_second_loses_nothing() -> None:
+    answer = answer_of("benchmarks.tick_to_order", "--seconds", "10")
+
+    assert (answer["ticks"], answer["lost"]) == (5000, 0)
+    assert answer["decisions"] == answer["bars"] > 0
+    assert answer["tick_to_decision_us"]["n"] > 0
+    assert {"time_to_bar", "bar_to_context", "context_to_decision"} <= answer["hops_us"].keys()
