@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import ctypes
 import gc
+import os
 import signal
 import sys
 import time
@@ -38,7 +39,8 @@ def load_thinker(plan: SessionPlan) -> Thinker | None:
         return None
     from hrm.agent import HRMAgent  # noqa: PLC0415 - loads torch, which only this process needs
 
-    agent = HRMAgent.load(Path(plan.models_dir), time.monotonic_ns)
+    limits = Settings.model_validate(plan.settings).hierarchical_reasoning_model
+    agent = HRMAgent.load(Path(plan.models_dir), time.monotonic_ns, limits)
     if agent.digest != plan.model_digest:
         raise IntegrityError(
             f"{plan.models_dir} holds model {agent.digest}, the session began with "
@@ -109,9 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--parent", type=int, default=os.getppid())
     given = parser.parse_args(arguments)
     # An actor without its supervisor would trade unwatched: let the kernel end it with its parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != given.parent:
+        return 1  # it had died before we asked to be told
     configure_logs(given.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

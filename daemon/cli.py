@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Coroutine
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,13 +18,22 @@ import msgspec
 import typer
 import uvloop
 
+from actors.messages import Policy
 from daemon.clock import SystemClock
 from daemon.errors import ConfigError, TraderError
-from daemon.operator import Operator
+from daemon.model_command import model
+from daemon.operator import Operator, stop_without_settings
 from daemon.replay import Recording, replay_session
-from daemon.session_files import check_model, find_session, load_markets
+from daemon.session_files import check_model, find_session, load_markets, within_days
 from daemon.session_run import Options, Setting, run_daemon, run_demo
-from daemon.settings import Settings, load_instruments, load_sessions, load_settings
+from daemon.settings import (
+    SessionSettings,
+    Settings,
+    load_instruments,
+    load_sessions,
+    load_settings,
+)
+from daemon.synth_command import synth
 from daemon.trace import trace as trace_order
 from daemon.wiring import graph
 
@@ -46,12 +56,21 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--instrument", help="Instrument of each file; default: by the file's name."),
 ]
-Speed = Annotated[str, typer.Option("--speed", help="Market seconds per real second, or max.")]
+Speed = Annotated[
+    str | None, typer.Option("--speed", help="Market seconds per real second, or max.")
+]
 Duration = Annotated[
     float | None, typer.Option("--duration", min=0.1, help="Stop after so many seconds.")
 ]
 Processes = Annotated[
     bool, typer.Option("--processes", help="Give every actor a process of its own.")
+]
+Start = Annotated[
+    datetime | None,
+    typer.Option("--start", formats=["%Y-%m-%d"], help="First day of the candles to play."),
+]
+End = Annotated[
+    datetime | None, typer.Option("--end", formats=["%Y-%m-%d"], help="Last day, included.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Draws the order of ticks within candles.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the latch and the recording.")]
@@ -106,15 +125,23 @@ def _settings(config: Path | None, state: Path | None, **more: Any) -> Settings:
 
 
 def _setting(
-    config: Path | None, state: Path | None, speed: str, data: list[Path], names: list[str]
+    config: Path | None,
+    state: Path | None,
+    speed: str | None,
+    data: list[Path],
+    names: list[str],
+    days: tuple[datetime | None, datetime | None],
 ) -> Setting:
     settings = _settings(config, state, feed__speed=speed)
     catalogue = load_instruments(config, demo=True).catalogue
+    calendar = load_sessions(config)
+    first, last = (day.date() if day else None for day in days)
+    markets = load_markets(data, names, catalogue)
     return Setting(
         settings=settings,
         catalogue=catalogue,
-        calendar=load_sessions(config),
-        markets=load_markets(data, names, catalogue),
+        calendar=calendar,
+        markets=within_days(markets, catalogue, calendar, first, last),
         clock=SystemClock(),
     )
 
@@ -124,6 +151,8 @@ def demo(
     data: Data = None,
     instrument: Names = None,
     speed: Speed = "max",
+    start: Start = None,
+    end: End = None,
     duration: Duration = None,
     processes: Processes = False,
     seed: Seed = 1,
@@ -132,7 +161,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Paper-trade real candles in a fresh session with a live view, and report."""
-    where = _setting(config, state, speed, data or [], instrument or [])
+    where = _setting(config, state, speed, data or [], instrument or [], (start, end))
     _print(_run(run_demo(where, Options(duration, processes, seed))), as_json)
 
 
@@ -140,7 +169,9 @@ def demo(
 def run(
     data: Data = None,
     instrument: Names = None,
-    speed: Speed = "60",
+    speed: Speed = None,
+    start: Start = None,
+    end: End = None,
     duration: Duration = None,
     processes: Processes = False,
     seed: Seed = 1,
@@ -153,7 +184,7 @@ def run(
         raise ConfigError(
             "run needs --data FILE: candles to replay as the market; no live feed is connected"
         )
-    where = _setting(config, state, speed, data, instrument or [])
+    where = _setting(config, state, speed, data, instrument or [], (start, end))
     _print(_run(run_daemon(where, Options(duration, processes, seed))), as_json)
 
 
@@ -173,8 +204,17 @@ def kill(
     as_json: Json = False,
 ) -> None:
     """Stop trading now; works with Redis or the daemon down. Only resume releases it."""
-    operator = Operator(_settings(config, state), SystemClock())
-    answer = _run(operator.kill(reason, getpass.getuser(), flatten=flatten))
+    user, clock = getpass.getuser(), SystemClock()
+    try:
+        operator = Operator(_settings(config, state), clock)
+    except TraderError as error:
+        # Stopping must not wait for a settings file to be mended.
+        folder = state or SessionSettings().state_dir
+        steps = asyncio.run(stop_without_settings(folder, reason, user, clock))
+        written = [step._asdict() for step in steps]
+        _print({"done": steps[0].ok, "steps": written, "problem": str(error)}, as_json)
+        raise typer.Exit(1) from error
+    answer = _run(operator.kill(reason, user, flatten=flatten))
     _print(answer, as_json)
     if not answer["done"]:
         raise typer.Exit(1)
@@ -195,6 +235,19 @@ def resume(
     _print(answer, as_json)
     if not answer["done"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def policy(
+    policy: Annotated[Policy, typer.Argument(help="hrm: the model decides; hold: nobody.")],
+    reason: Reason = "operator",
+    config: Config = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Say which policy decides; the way back after a fallback to hold."""
+    operator = Operator(_settings(config, state), SystemClock())
+    _print(_run(operator.switch_policy(policy, reason, getpass.getuser())), as_json)
 
 
 @app.command()
@@ -252,6 +305,10 @@ def trace(
     folder = find_session(session, settings.session.state_dir)
     chain = trace_order(Recording(folder), order_id)
     _print({"order": order_id, "session": folder.name, "chain": chain}, as_json)
+
+
+app.command()(synth)
+app.command()(model)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ session is ended and started again, which a timer of its own would hide.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 from systemd_watchdog.systemd_watchdog import WatchDog
@@ -19,16 +20,20 @@ class ServiceManager:
     """The service manager this process runs under, if there is one."""
 
     def __init__(self) -> None:
-        self._watchdog = WatchDog()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener.setblocking(False)
+        self._watchdog = WatchDog(listener)
+        self._is_ready = False
 
     def ready(self, text: str) -> None:
         """Say that the session stands."""
-        self._watchdog.ready()
-        self._watchdog.status(text)
+        self._is_ready = True
+        self._tell(self._watchdog.ready)
+        self._tell(lambda: self._watchdog.status(text))
 
     def stopping(self) -> None:
         """Say that the session is being stopped in order."""
-        self._watchdog.status("stopping")
+        self._tell(lambda: self._watchdog.status("stopping"))
 
     async def keep_alive(self, is_healthy: Callable[[], Awaitable[bool]]) -> None:
         """Feed the watchdog while `is_healthy`, until cancelled; return at once without one."""
@@ -41,7 +46,13 @@ class ServiceManager:
             except BusError:
                 healthy = True  # the message server is another unit's matter: trading holds
             if healthy:
-                self._watchdog.notify()
-            else:
+                self._tell(self._watchdog.notify)
+            elif self._is_ready:
                 get_logger().error("unhealthy: the watchdog is not fed")
             await asyncio.sleep(interval_s)
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        try:
+            say()
+        except OSError as error:  # one that does not listen must not hold up trading
+            get_logger().warning("service manager not told", reason=str(error))

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from actors.messages import KillSwitch
 from daemon.bus import Bus
-from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, ConfigError
 from daemon.kill_switch import Latch
 from daemon.logs import get_logger
@@ -23,6 +22,14 @@ class LatchReader(Protocol):
         ...
 
 
+class Server(Protocol):
+    """The message server, as far as it is looked after here."""
+
+    async def start(self) -> str:
+        """Return the url of a server that answers, started if need be."""
+        ...
+
+
 class Housekeeping:
     """Start the server again when it is gone, trim the streams, tell everyone of a new stop file.
 
@@ -35,7 +42,7 @@ class Housekeeping:
     def __init__(
         self,
         bus: Bus,
-        server: EmbeddedRedis,
+        server: Server,
         latch: LatchReader,
         announce: Callable[[KillSwitch], Awaitable[object]],
         retain_entries: int,
@@ -58,6 +65,7 @@ class Housekeeping:
         looks = 0
         while not self._stopping.is_set():
             try:
+                await self._bus.latest(KillSwitch.stream)  # raises when the server is gone
                 await self.announce_latch()
                 looks += 1
                 if looks % _TRIM_EVERY == 0:

@@ -1,15 +1,17 @@
 """The recording of a session: every entry, and the order in which each actor handled them.
 
 A session is a folder: `session.json` (the plan: settings, instruments, model), `records` (frames)
-and, once closed in order, `seal.json`. A frame is a 4-byte length, a msgpack payload and a 16-byte
-link of the hash chain: the first 16 bytes of SHA-256 over the previous link and the payload, so a
-changed, missing or added frame breaks every link behind it. A torn last frame, as a crash leaves
-it, is cut off.
+and, once closed in order, `seal.json`. A frame is a 4-byte length with its CRC-32, a msgpack
+payload and a 16-byte link of the hash chain: the first 16 bytes of SHA-256 over the previous link
+and the payload, so a changed, missing or added frame breaks every link behind it. A torn last
+frame, as a crash leaves it, is cut off; the CRC tells it from one whose length was changed.
 """
 
 import asyncio
 import hashlib
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +26,7 @@ from daemon.logs import get_logger
 FORMAT = 1
 _LINK_BYTES = 16
 _LENGTH_BYTES = 4
-_LONGEST_FRAME = 1 << 24
+_HEAD_BYTES = 8
 _FIRST_LINK = hashlib.sha256(b"hrm-trading-daemon session 1").digest()[:_LINK_BYTES]
 _POLL_S = 0.5
 _CATCH_UP_S = 15.0
@@ -71,17 +73,22 @@ def read_records(folder: Path) -> Iterator[Record]:
         raise ReplayError(f"{folder} is no recorded session: it has no file 'records'")
     seal = read_seal(folder)
     link, count = _FIRST_LINK, 0
+    entries: Counter[str] = Counter()
     with path.open("rb") as file:
         for payload, link in _frames(file, path, sealed=seal is not None):  # noqa: B007 - used below
             count += 1
             try:
-                yield _decoder.decode(payload)
+                record = _decoder.decode(payload)
             except msgspec.MsgspecError as error:
                 raise ReplayError(f"{path}: record {count} cannot be read: {error}") from error
-    if seal and (seal.records != count or seal.head != link.hex()):
+            if isinstance(record, RecordedEntry):
+                entries[record.stream] += 1
+            yield record
+    found = Seal(format=FORMAT, records=count, head=link.hex(), entries=dict(entries))
+    if seal and seal != found:
         raise ReplayError(
-            f"{path}: the seal names {seal.records} records ending in {seal.head}, the file holds "
-            f"{count} ending in {link.hex()}: it was changed after the session"
+            f"{path} does not agree with its seal, {seal}: it holds {found}; one of them was "
+            "changed after the session"
         )
 
 
@@ -89,19 +96,27 @@ def _frames(file: BinaryIO, path: Path, *, sealed: bool) -> Iterator[tuple[bytes
     """Yield (payload, link) of each whole frame."""
     link = _FIRST_LINK
     position = 0
-    while length_bytes := file.read(_LENGTH_BYTES):
-        length = int.from_bytes(length_bytes, "big")
-        payload = file.read(length) if length <= _LONGEST_FRAME else b""
+    while head := file.read(_HEAD_BYTES):
+        length = int.from_bytes(head[:_LENGTH_BYTES], "big")
+        is_whole = len(head) == _HEAD_BYTES
+        if is_whole and head != _head(length):
+            raise ReplayError(f"{path}: damaged at byte {position}")
+        payload = file.read(length) if is_whole else b""
         stored = file.read(_LINK_BYTES)
-        if len(payload) < length or len(stored) < _LINK_BYTES or len(length_bytes) < _LENGTH_BYTES:
-            if sealed or length > _LONGEST_FRAME:
-                raise ReplayError(f"{path}: damaged at byte {position}")
+        if not is_whole or len(payload) < length or len(stored) < _LINK_BYTES:
+            if sealed:
+                raise ReplayError(f"{path}: torn at byte {position}, though it was closed in order")
             return
         link = _next_link(link, payload)
         if link != stored:
             raise ReplayError(f"{path}: the hash chain breaks at byte {position}")
         position = file.tell()
         yield payload, link
+
+
+def _head(length: int) -> bytes:
+    length_bytes = length.to_bytes(_LENGTH_BYTES, "big")
+    return length_bytes + zlib.crc32(length_bytes).to_bytes(_HEAD_BYTES - _LENGTH_BYTES, "big")
 
 
 def _next_link(link: bytes, payload: bytes) -> bytes:
@@ -114,7 +129,7 @@ def read_seal(folder: Path) -> Seal | None:
         return msgspec.json.decode((folder / "seal.json").read_bytes(), type=Seal)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ReplayError(f"{folder / 'seal.json'} cannot be read: {error}") from error
 
 
@@ -146,7 +161,7 @@ class SessionWriter:
         end = 0
         with path.open("rb") as file:
             for payload, link in _frames(file, path, sealed=False):
-                end += _LENGTH_BYTES + len(payload) + _LINK_BYTES
+                end += _HEAD_BYTES + len(payload) + _LINK_BYTES
                 self._link = link
         return end
 
@@ -156,8 +171,9 @@ class SessionWriter:
         if key in self.last_ids and id_key(record.id) <= id_key(self.last_ids[key]):
             return False
         payload = msgspec.msgpack.encode(record)
-        self._link = _next_link(self._link, payload)
-        self._file.write(len(payload).to_bytes(_LENGTH_BYTES, "big") + payload + self._link)
+        link = _next_link(self._link, payload)
+        self._file.write(_head(len(payload)) + payload + link)
+        self._link = link  # only now: what could not be written comes again, on the same link
         self._note(record)
         return True
 
@@ -281,9 +297,11 @@ class Journal:
 
     async def catch_up(self) -> None:
         """Wait until everything published so far is recorded, while `run` goes on."""
-        self._caught_up.clear()
         try:
-            await asyncio.wait_for(self._caught_up.wait(), _CATCH_UP_S)
+            async with asyncio.timeout(_CATCH_UP_S):
+                for _ in range(2):  # the first read that finds nothing may have begun before
+                    self._caught_up.clear()
+                    await self._caught_up.wait()
         except TimeoutError:
             get_logger(part=self.name).error("recording is incomplete", waited_s=_CATCH_UP_S)
             return

@@ -5,7 +5,9 @@ processes, market data, recording. What is traded, and when, is for the actors t
 """
 
 import asyncio
+import os
 import time
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,7 +17,7 @@ from actors.messages import Alert, Heartbeat, KillSwitch, Position
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
-from daemon.bus import Bus
+from daemon.bus import Bus, Entry
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, TraderError
 from daemon.housekeeping import Housekeeping
@@ -35,6 +37,8 @@ _HOUSEKEEPING_S = 2.0
 _POLL_S = 0.02
 _START_WAIT_S = 60.0
 _DRAIN_WAIT_S = 15.0
+_CRASHES_THAT_HALT = 3
+_CRASH_WINDOW_S = 60.0
 
 StoppedBy = Literal["duration", "end_of_data", "operator"]
 
@@ -44,7 +48,8 @@ class LiveTradingService:
 
     `isolated` names the actors that get a process of their own; the others are tasks of this one.
     With `lock_step` each market event waits until everything has followed from the one before.
-    A new session begins with empty streams. `on_ready` hears when market data begins to flow.
+    A session without a recording begins with empty streams. `on_ready` hears when market data
+    begins to flow.
     """
 
     def __init__(
@@ -59,7 +64,6 @@ class LiveTradingService:
         log_level: str,
         log_file: TextIO | None,
         seal_when_stopped: bool,
-        is_new: bool,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
@@ -72,7 +76,6 @@ class LiveTradingService:
         self._isolated = frozenset(isolated)
         self._log_level = log_level
         self._log_file = log_file
-        self._is_new = is_new
         self._seal_when_stopped = seal_when_stopped
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
@@ -83,8 +86,14 @@ class LiveTradingService:
             max_memory_mib=self._settings.bus.max_memory_mib,
         )
         self.processes: dict[str, ActorProcess] = {}
+        self._crashes: dict[str, deque[float]] = {}
         self._bus: RedisBus | None = None
         self._source: TickSource | None = None
+
+    @property
+    def published(self) -> int:
+        """Market events that the session's streams hold, once the feed has begun; else 0."""
+        return self._source.published if self._source else 0
 
     @property
     def market_now_ns(self) -> int:
@@ -106,20 +115,24 @@ class LiveTradingService:
             stack.push_async_callback(self.server.stop)
             bus = RedisBus(url, self._plan.prefix)
             stack.push_async_callback(bus.close)
-            if self._is_new:
+            if not (self._folder / "records").exists():
                 await bus.forget()  # what an earlier session left; its recording holds it
-            return await self._run(bus, url, duration_s, began_s)
+            return await self._run(stack, bus, url, duration_s, began_s)
 
     async def _run(
-        self, bus: RedisBus, url: str, duration_s: float | None, began_s: float
+        self,
+        stack: AsyncExitStack,
+        bus: RedisBus,
+        url: str,
+        duration_s: float | None,
+        began_s: float,
     ) -> dict[str, Any]:
         control = Announcer(bus, "supervisor", [Alert.stream, KillSwitch.stream])
+        stack.push_async_callback(control.close)
+        store = RedisLatchStore.connect(url)
+        stack.push_async_callback(store.close)
         latch = KillSwitchLatch(
-            self._state_dir,
-            self._plan.prefix,
-            time.time_ns,
-            RedisLatchStore.connect(url),
-            control.publish,
+            self._state_dir, self._plan.prefix, time.time_ns, store, control.publish
         )
         broker = SimulatedBroker(
             self._workshop.catalogue,
@@ -137,6 +150,7 @@ class LiveTradingService:
         )
         source = TickSource(self._market, bus, on_tick=broker.on_tick)
         outbox = await Outbox(self._folder / "outbox.sqlite").open()
+        stack.push_async_callback(outbox.close)
         gateway = OrderGateway(
             bus,
             broker,
@@ -154,7 +168,7 @@ class LiveTradingService:
             (*NAMES, gateway.name),
             batch_entries=self._settings.bus.batch_entries,
             block_ms=self._settings.bus.block_ms,
-            on_entry=self.statistics.add,
+            on_entry=self._note,
         )
 
         async def crashed(name: str, reason: str) -> None:
@@ -178,8 +192,6 @@ class LiveTradingService:
                     stopped_by = await self._until_done(source, duration_s)
                 drained = await self._drain(bus, gateway)
             await journal.catch_up()
-        await control.close()
-        await outbox.close()
         lost = journal.lost + journal.unhandled(INPUT_STREAMS)
         records = journal.close(seal=self._seals(stopped_by))
         return self.statistics.summary() | {
@@ -190,6 +202,13 @@ class LiveTradingService:
             "recording": str(self._folder),
             "records": records,
         }
+
+    def _note(self, entry: Entry) -> None:
+        self.statistics.add(entry)
+        message = entry.envelope.message
+        if isinstance(message, Alert):
+            write = get_logger().info if message.severity == "info" else get_logger().warning
+            write("alert", severity=message.severity, text=message.text, runbook=message.runbook)
 
     async def is_healthy(self) -> bool:
         """Tell whether every actor gave a sign of life within the time monitoring allows."""
@@ -211,6 +230,7 @@ class LiveTradingService:
                 "--bus", url,
                 "--state", str(self._state_dir),
                 "--log-level", self._log_level,
+                "--parent", str(os.getpid()),
             ]  # fmt: skip
             self.processes[name] = ActorProcess(name, command, self._log_file)
             return self.processes[name]
@@ -230,8 +250,16 @@ class LiveTradingService:
             await control.publish(alert)
         except BusError as error:
             get_logger().error("alert not sent", text=alert.text, reason=str(error))
-        if on_crash(name) == "halt":
-            await latch.engage(f"{name} crashed: {reason}", operator="supervisor")
+        # A process that died is recovered exactly; one that keeps dying cannot be trusted.
+        crashes = self._crashes.setdefault(name, deque(maxlen=_CRASHES_THAT_HALT))
+        crashes.append(time.monotonic())
+        if (
+            on_crash(name) == "halt"
+            and len(crashes) == _CRASHES_THAT_HALT
+            and crashes[-1] - crashes[0] < _CRASH_WINDOW_S
+        ):
+            text = f"{name} crashed {len(crashes)} times within a minute, the last time: {reason}"
+            await latch.engage(text, operator="supervisor")
 
     async def _until_ready(self, bus: Bus) -> None:
         """Wait until every actor has recovered and says so; TraderError when one does not."""

@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from daemon.plan import SessionPlan
 from daemon.statistics import SessionStatistics
@@ -41,7 +42,7 @@ class LiveView:
     def render(self) -> RenderableType:
         """Return one picture of the session as it stands."""
         return Panel(
-            Group(self._flow(), self._positions()),
+            Group(self._flow(), self._positions(), self._last_decision()),
             title=f"{self._plan.session}   {self._market_time()}",
             subtitle="Ctrl-C stops in order",
         )
@@ -96,10 +97,13 @@ class LiveView:
                 str(position.round_trips),
                 str(position.winning_round_trips),
             )
-        decision = self._statistics.last_decision
-        if decision:
-            table.caption = (
-                f"last decision: {decision.instrument} {decision.action} "
-                f"({decision.confidence:.2f}), {decision.reason}"
-            )
         return table
+
+    def _last_decision(self) -> Text:
+        decision = self._statistics.last_decision
+        if decision is None:
+            return Text()
+        return Text(
+            f"last decision: {decision.instrument} {decision.action} "
+            f"({decision.confidence:.2f}), {decision.reason}"
+        )

@@ -9,17 +9,19 @@ from typing import Any
 import msgspec
 
 from actors.messages import (
+    Alert,
     Decision,
     Heartbeat,
     KillSwitch,
     MarketContext,
+    Policy,
     PolicySwitch,
     Position,
 )
 from daemon.announcer import Announcer
 from daemon.clock import Clock
 from daemon.embedded_redis import EmbeddedRedis
-from daemon.errors import BusError
+from daemon.errors import BusError, ReplayError
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore, Step
 from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
@@ -28,6 +30,19 @@ from daemon.settings import Settings
 
 _SHOWN = (Decision, Position, MarketContext, PolicySwitch)
 _PAPER_PREFIX = "paper:v1"
+_ALERTS_BACK_NS = 3600 * 1_000_000_000
+_ALERTS_SHOWN = 20
+
+
+async def stop_without_settings(
+    state_dir: Path, reason: str, operator: str, clock: Clock
+) -> list[Step]:
+    """Write the stop file alone, for when the settings cannot be read.
+
+    A running daemon obeys it within a second.
+    """
+    latch = KillSwitchLatch(state_dir, _PAPER_PREFIX, clock.now_ns)
+    return await latch.engage(reason, operator)
 
 
 class Operator:
@@ -38,7 +53,7 @@ class Operator:
         self._silent_ns = int(settings.monitoring.silent_after_seconds * 1e9)
         self._clock = clock
         folder = current_session(self._state_dir)
-        self._plan: SessionPlan | None = read_plan(folder) if folder else None
+        self._plan, self._plan_problem = _readable_plan(folder)
         self._folder = folder
         self._prefix = self._plan.prefix if self._plan else _PAPER_PREFIX
         self._server = EmbeddedRedis(self._state_dir / "redis", url=settings.bus.url)
@@ -76,6 +91,19 @@ class Operator:
             "steps": [step._asdict() for step in steps],
         }
 
+    async def switch_policy(self, policy: Policy, reason: str, operator: str) -> dict[str, Any]:
+        """Tell reasoning which policy decides from now on; raises BusError without a server."""
+        bus = RedisBus(self._server.url, self._prefix)
+        announcer = Announcer(bus, "operator", [PolicySwitch.stream])
+        text = f"{operator}: {reason}"
+        message = PolicySwitch(policy=policy, reason=text, at_ns=self._clock.now_ns())
+        try:
+            (entry_id,) = await announcer.publish(message)
+        finally:
+            await announcer.close()
+            await bus.close()
+        return {"policy": policy, "reason": text, "entry": f"{PolicySwitch.stream}/{entry_id}"}
+
     async def status(self) -> dict[str, Any]:
         """Return what is known: latch, server, session, signs of life, last messages."""
         latch = KillSwitchLatch(self._state_dir, self._prefix, self._clock.now_ns).state()
@@ -88,6 +116,8 @@ class Operator:
             "running": False,
             "actors": {},
         }
+        if self._plan_problem:
+            answer["problem"] = self._plan_problem
         bus = RedisBus(self._server.url, self._prefix)
         try:
             beats = await bus.latest(Heartbeat.stream)
@@ -104,8 +134,21 @@ class Operator:
                     for key, envelope in sorted(latest.items())
                     if not isinstance(envelope.message, KillSwitch)
                 }
+            back_ms = (self._clock.now_ns() - _ALERTS_BACK_NS) // 1_000_000
+            alerts = await bus.entries(Alert.stream, f"{back_ms}-0")
+            answer["alerts_of_the_last_hour"] = [
+                msgspec.to_builtins(entry.envelope.message) for entry in alerts[-_ALERTS_SHOWN:]
+            ]
         except BusError as error:
             answer["problem"] = str(error)
         finally:
             await bus.close()
         return answer
+
+
+def _readable_plan(folder: Path | None) -> tuple[SessionPlan | None, str]:
+    """Return the plan, or none and the problem: a damaged file must not keep anyone from a stop."""
+    try:
+        return (read_plan(folder) if folder else None), ""
+    except ReplayError as error:
+        return None, str(error)

@@ -254,7 +254,8 @@ class OrderGateway:
         raise BrokerUnavailable("the broker's stream of reports has ended")
 
     async def _keep(self, reports: Iterable[ExecutionReport], answers: str | None = None) -> None:
-        self._unpublished += await self._outbox.add_reports(reports, answers)
+        added = await self._outbox.add_reports(reports, answers)
+        self._unpublished += added  # not in one line: the count may change while it is awaited
         self._to_publish.set()
 
     async def _publish_reports(self) -> None:

@@ -28,6 +28,7 @@ class MarketPlan(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     sha256: str
     rows: int
+    first_open_ns: int
     repairs: dict[str, int]  # what the loader had to repair, by rule
 
 
@@ -65,7 +66,7 @@ def read_plan(folder: Path) -> SessionPlan:
         plan = msgspec.json.decode(path.read_bytes(), type=SessionPlan)
     except OSError as error:
         raise ReplayError(f"{folder} is no session: {path.name} cannot be read: {error}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ReplayError(f"{path} is no plan of a session: {error}") from error
     if plan.format != FORMAT:
         raise ReplayError(f"{path} has format {plan.format}, this version reads {FORMAT}")

@@ -39,9 +39,10 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay found; `identical` only if every output of every actor came again."""
+    """What a replay found; `identical` only if every output that could be checked came again."""
 
     identical: bool
+    unchecked: int = 0  # outputs of which a crash kept the recording from noting the handling
     decisions: int
     outputs: int
     messages: int
@@ -95,7 +96,7 @@ def replay(
     Raises ReplayError when the recording lacks an entry that an actor had handled.
     """
     folded: dict[str, int] = {}
-    outputs = 0
+    outputs = unchecked = 0
     for name in names:
         actor = build(name)
         recorded = recording.outputs(name)
@@ -103,10 +104,10 @@ def replay(
         for cause, envelope in _inputs(recording, name):
             if not isinstance(envelope.message, actor.inputs()):
                 continue
+            before = recorded.pop(cause, [])
             folded[name] += 1
             replayed, error = _fold(actor, envelope.message)
             outputs += len(replayed)
-            before = recorded.get(cause, [])
             expected = [message for message in before if not _is_dead_letter_alert(message)]
             failed_then = len(expected) < len(before)
             if bool(error) != failed_then or _differ(replayed, expected):
@@ -116,7 +117,8 @@ def replay(
                     outputs,
                     Difference(name, cause, envelope.message, expected, replayed, error),
                 )
-    return _result(recording, folded, outputs, None)
+        unchecked += sum(map(len, recorded.values()))
+    return msgspec.structs.replace(_result(recording, folded, outputs, None), unchecked=unchecked)
 
 
 def replay_session(folder: Path) -> ReplayResult:
@@ -129,9 +131,10 @@ def replay_session(folder: Path) -> ReplayResult:
     recording = Recording(folder)
     decisions = recording.decisions()
 
-    def recorded(decision_id: str) -> Recorded | None:
-        decision = decisions.get(decision_id)
-        return Recorded.of(decision) if decision else None
+    def recorded(decision_id: str) -> Recorded:
+        if decision_id not in decisions:  # thinking had failed, or an entry was taken out
+            raise ReplayError(f"the recording holds no decision {decision_id}")
+        return Recorded.of(decisions[decision_id])
 
     thinker = load_thinker(plan)
 
@@ -141,9 +144,13 @@ def replay_session(folder: Path) -> ReplayResult:
         return workshop.build(name)
 
     result = replay(recording, build, NAMES)
-    return msgspec.structs.replace(
-        result, session=plan.session, sealed=read_seal(folder) is not None
-    )
+    sealed = read_seal(folder) is not None
+    if sealed and result.unchecked:
+        raise ReplayError(
+            f"{folder} was closed in order but does not say how {result.unchecked} outputs came "
+            "about: it is incomplete and cannot be replayed"
+        )
+    return msgspec.structs.replace(result, session=plan.session, sealed=sealed)
 
 
 def _result(

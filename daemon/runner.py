@@ -1,8 +1,8 @@
 """One actor's loop: read, handle, publish and acknowledge together.
 
 Starting is recovering: acknowledged history is folded back with its outputs dropped, then come the
-entries this actor had read and not acknowledged, then new ones. After any error of the bus the
-actor is built anew and recovers the same way, so there is one path for every kind of restart.
+entries this actor had read and not acknowledged, then new ones. After any error the actor is built
+anew and recovers the same way, so there is one path for every kind of restart.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Any
 from actors.base import Actor
 from actors.histogram import Histogram
 from actors.messages import Alert, AnyMessage, Heartbeat, Message, Tick, TimeEvent
+from daemon.announcer import Announcer
 from daemon.bus import Bus, Consumer, DeadLetter, Entry, Output
 from daemon.errors import BusError
 from daemon.logs import get_logger
@@ -66,33 +67,34 @@ class Runner:
         self._lost = 0
         self._lag = 0
         self._lag_due_ns = 0
-        self._restarts = restarts
+        self._restarts = restarts - 1  # the first start is none
+        self._retry_s = _RETRY_FIRST_S
 
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand; `run` then returns."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve until `stop`; outlive every outage of the bus."""
-        retry_s = _RETRY_FIRST_S
+        """Serve until `stop`; outlive every outage of the bus. May run again after it raised."""
         while not self._stopping.is_set():
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    beat = tasks.create_task(self._beat())
-                    try:
-                        await self._serve()
-                    finally:
-                        beat.cancel()
-            except* BusError as errors:
-                self.ready.clear()
-                self._restarts += 1
-                reason = "; ".join(str(error) for error in errors.exceptions)
-                self._log.warning("bus lost", reason=reason, retry_s=retry_s)
-                await self._sleep(retry_s)
-                retry_s = min(retry_s * 2, _RETRY_LONGEST_S)
-            else:
-                retry_s = _RETRY_FIRST_S
             self._actor = self._build()
+            self._restarts += 1
+            try:
+                await self._serve_and_beat()
+            except* BusError as errors:
+                reason = "; ".join(str(error) for error in errors.exceptions)
+                self._log.warning("bus lost", reason=reason, retry_s=self._retry_s)
+                await self._sleep(self._retry_s)
+                self._retry_s = min(self._retry_s * 2, _RETRY_LONGEST_S)
+
+    async def _serve_and_beat(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            beat = tasks.create_task(self._beat())
+            try:
+                await self._serve()
+            finally:
+                self.ready.clear()
+                beat.cancel()
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -109,6 +111,7 @@ class Runner:
         try:
             await self._recover(consumer)
             self.ready.set()
+            self._retry_s = _RETRY_FIRST_S
             good = True
             while good and not self._stopping.is_set():
                 batch = await consumer.read(limit, self._block_ms)
@@ -149,18 +152,18 @@ class Runner:
             # letters; what stands behind it is read again.
             batch = batch[: failure.position + 1]
             dead = [failure]
-            outputs = [output for output in outputs if output.cause < failure.position]
             outputs.append(Output(failure.position, self._failure_alert(batch[-1], failure.error)))
-            self._failed += 1
         ids = await consumer.commit(batch, outputs, dead)
         self._log_batch(batch, outputs, ids)
         if failure is None:
             return True
+        self._failed += 1
         if self._on_failure:
             await self._on_failure(f"{self.name} failed: {failure.error}")
         return False
 
     def _fold(self, batch: Sequence[Entry]) -> tuple[list[Output], DeadLetter | None]:
+        """Handle a batch up to the first entry that fails; return its outputs, and the failure."""
         outputs: list[Output] = []
         for position, entry in enumerate(batch):
             message = entry.envelope.message
@@ -204,14 +207,19 @@ class Runner:
             )
 
     async def _beat(self) -> None:
-        publisher = await self._bus.publisher(self.name, [Heartbeat.stream])
+        heart = Announcer(self._bus, self.name, [Heartbeat.stream])
         try:
             while True:
                 await self.ready.wait()
-                await publisher.publish(self._heartbeat())
+                try:
+                    await heart.publish(self._heartbeat())
+                except BusError as error:
+                    # Serving meets the outage as well and recovers from it. To end it from here
+                    # would leave a heavy actor's thread thinking beside its successor's.
+                    self._log.debug("heartbeat not sent", reason=str(error))
                 await asyncio.sleep(self._heartbeat_s)
         finally:
-            await publisher.close()
+            await heart.close()
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(

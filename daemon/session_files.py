@@ -5,14 +5,15 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from actors.instruments import InstrumentCatalogue, UnknownInstrument
 from actors.session import SessionCalendar
 from daemon.demo_data import demo_candles
-from daemon.errors import ConfigError, ReplayError
+from daemon.errors import ConfigError, DataError, ReplayError
 from daemon.history import CandleTable, load_candles
 from daemon.journal import read_seal
 from daemon.plan import FILE_NAME, MarketPlan, SessionPlan, read_plan, versions
@@ -42,6 +43,7 @@ class Market:
             path=str(self.path),
             sha256=self.table.sha256,
             rows=len(self.table),
+            first_open_ns=int(self.table.open_ns[0]),
             repairs={found.rule: found.rows for found in self.table.quality.repairs},
         )
 
@@ -78,6 +80,39 @@ def load_markets(
         label = f"{path.name}: {table.timeframe}-minute candles played as ticks"
         markets.append(Market(instrument, label, path, table))
     return markets
+
+
+def within_days(
+    markets: Sequence[Market],
+    catalogue: InstrumentCatalogue,
+    calendar: SessionCalendar,
+    first: date | None,
+    last: date | None,
+) -> list[Market]:
+    """Cut the candles to the days from `first` to `last`, both included, in each market's zone.
+
+    Raises DataError when nothing is left of a market.
+    """
+    if first is None and last is None:
+        return list(markets)
+    cut: list[Market] = []
+    for market in markets:
+        exchange = catalogue[market.instrument].session
+        zone = ZoneInfo(calendar.table.markets[exchange].timezone)
+        start_ns = _midnight_ns(first, zone) if first else 0
+        end_ns = _midnight_ns(last + timedelta(days=1), zone) if last else 2**63 - 1
+        table = market.table.between(start_ns, end_ns)
+        if not len(table):
+            raise DataError(
+                f"{market.path}: no candles from {first or 'the start'} to {last or 'the end'}: "
+                "choose other days with --start and --end"
+            )
+        cut.append(replace(market, table=table))
+    return cut
+
+
+def _midnight_ns(day: date, zone: ZoneInfo) -> int:
+    return int(datetime.combine(day, time.min, zone).timestamp()) * 1_000_000_000
 
 
 def check_model(folder: Path) -> tuple[str, str]:
@@ -155,8 +190,17 @@ def open_session(state_dir: Path, markets: Sequence[Market]) -> tuple[Path, Sess
     if folder is None or read_seal(folder):
         return None
     plan = read_plan(folder)
-    wanted = [(market.instrument, market.table.sha256) for market in markets]
-    if [(market.instrument, market.sha256) for market in plan.markets] != wanted:
+
+    def candles(market: MarketPlan) -> tuple[str, str, str, int, int]:
+        return (
+            market.instrument,
+            market.timeframe,
+            market.sha256,
+            market.rows,
+            market.first_open_ns,
+        )
+
+    if [candles(m) for m in plan.markets] != [candles(market.plan()) for market in markets]:
         return None
     return folder, plan
 

@@ -1,11 +1,14 @@
 """Begin or go on with a session and run it: what `demo` and `run` have in common, and where not."""
 
 import asyncio
+import fcntl
+import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -13,7 +16,7 @@ from actors.instruments import InstrumentCatalogue
 from actors.session import SessionCalendar
 from daemon.candle_path import market_events, paced
 from daemon.clock import Clock
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, TraderError
 from daemon.health import ServiceManager
 from daemon.history import Candle
 from daemon.kill_switch import KillSwitchLatch
@@ -21,12 +24,14 @@ from daemon.live import LiveTradingService
 from daemon.live_view import LiveView
 from daemon.logs import configure_logs
 from daemon.plan import SessionPlan
-from daemon.session_files import Market, begin_session, make_plan, open_session
+from daemon.session_files import Market, begin_session, check_model, make_plan, open_session
 from daemon.settings import Settings
 from daemon.tick_source import MarketEvent
 from daemon.wiring import NAMES
 
 _KEPT_DEMOS = 5
+_EVENTS_AT_ONCE = 256
+_LOCK_NAME = "daemon.lock"
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,18 @@ async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
 
     A state folder that is used for the first time is halted, unless `session.start_halted` is off.
     """
+    state_dir = where.settings.session.state_dir
+    configure_logs(where.settings.logging.level)
+    with _only_daemon_of(state_dir):
+        return await _run_alone(where, options, state_dir)
+
+
+async def _run_alone(where: Setting, options: Options, state_dir: Path) -> dict[str, Any]:
     settings = where.settings
-    state_dir = settings.session.state_dir
-    state_dir.mkdir(parents=True, exist_ok=True)
-    configure_logs(settings.logging.level)
     opened = open_session(state_dir, where.markets)
     if opened:
         folder, plan = opened
+        _refuse_another_model(plan, settings)
     else:
         plan = _new_plan(where, options)
         folder = begin_session(state_dir, plan)
@@ -91,7 +101,6 @@ async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
     manager = ServiceManager()
     service = _service(
         where, options, plan, state_dir, folder, log=None, seal_when_stopped=False,
-        is_new=opened is None,
         on_ready=lambda: manager.ready(plan.session),
     )  # fmt: skip
     _stop_on_signals(service.stop)
@@ -128,26 +137,27 @@ def _service(
     *,
     log: TextIO | None,
     seal_when_stopped: bool,
-    is_new: bool = True,
     on_ready: Callable[[], None] = lambda: None,
 ) -> LiveTradingService:
-    return LiveTradingService(
+    service = LiveTradingService(
         plan,
         state_dir=state_dir,
         folder=folder,
-        market=_events(where, plan),
+        market=_events(where, plan, lambda: service.published),
         lock_step=plan.speed == "max",
         isolated=NAMES if options.every_actor_isolated else ("reasoning",),
         log_level=where.settings.logging.level,
         log_file=log,
         seal_when_stopped=seal_when_stopped,
-        is_new=is_new,
         on_ready=on_ready,
     )
+    return service
 
 
-async def _events(where: Setting, plan: SessionPlan) -> AsyncIterator[MarketEvent]:
-    """Yield the candles of the plan as ticks, at its pace."""
+async def _events(
+    where: Setting, plan: SessionPlan, published: Callable[[], int]
+) -> AsyncIterator[MarketEvent]:
+    """Yield the candles of the plan as ticks, at its pace; what is published already at once."""
     timeframes = {market.instrument: market.table.timeframe for market in where.markets}
     exchanges = {name: where.catalogue[name].session for name in timeframes}
     first = exchanges[where.markets[0].instrument]
@@ -165,6 +175,11 @@ async def _events(where: Setting, plan: SessionPlan) -> AsyncIterator[MarketEven
         session_key=lambda instant_ns: where.calendar.session_key(first, instant_ns),
         end_of=end_of,
     )
+    # Asked when the first event is wanted: by then the tick source knows where the bus stands.
+    for number, event in enumerate(islice(events, published())):
+        yield event
+        if number % _EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
     bar_ns = min(market.table.bar_ns for market in where.markets)
     async for event in paced(
         events, _speed(plan.speed), where.clock.sleep, where.clock.monotonic_ns, bar_ns=bar_ns
@@ -179,6 +194,54 @@ def _speed(speed: float | str) -> float | Literal["max"]:
             raise ConfigError(f"speed must be a positive number or 'max', was {speed!r}")
         return "max"
     return speed
+
+
+@contextmanager
+def _only_daemon_of(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder; raises TraderError while another daemon does.
+
+    A second daemon would take over the message server and fence out the actors of the first. The
+    lock is the kernel's and ends with this process, however it ends.
+    """
+    path = state_dir / _LOCK_NAME
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"state folder {state_dir} cannot be used: {error}; choose another with --state"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise TraderError(
+                f"state folder {state_dir} is in use by another daemon (pid {file.read().strip()}):"
+                " stop it first, or choose another folder with --state"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _refuse_another_model(plan: SessionPlan, settings: Settings) -> None:
+    """Raise ConfigError when the open session began with another model than there is now.
+
+    Its recording would otherwise hold decisions of two models, and could not be replayed.
+    """
+    digest, reason = check_model(settings.session.model_dir)
+    if digest != plan.model_digest:
+        raise ConfigError(
+            f"session {plan.session} began with {_named(plan.model_digest)}, "
+            f"{settings.session.model_dir} holds {_named(digest)}{reason and f' ({reason})'}: put "
+            "the first one back, or begin a new session in another folder with --state"
+        )
+
+
+def _named(digest: str) -> str:
+    return f"model {digest[:12]}" if digest else "no valid model"
 
 
 def _stop_on_signals(stop: Callable[[], None]) -> None:

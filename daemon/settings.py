@@ -190,7 +190,7 @@ def find_config_dir(
     named = config_dir or environment.get(CONFIG_DIR_VARIABLE)
     if named:
         folder = Path(named)
-        if not (folder / SETTINGS_FILE).is_file():
+        if not _has_settings(folder):
             source = "the folder given" if config_dir else CONFIG_DIR_VARIABLE
             raise ConfigError(f"{source}, {folder}, has no {SETTINGS_FILE}: name a folder with one")
         return folder
@@ -200,12 +200,19 @@ def find_config_dir(
         Path(__file__).resolve().parents[1] / "config",  # an editable install has no share folder
     )
     for folder in candidates:
-        if (folder / SETTINGS_FILE).is_file():
+        if _has_settings(folder):
             return folder
     looked = ", ".join(str(folder) for folder in candidates)
     raise ConfigError(
         f"no {SETTINGS_FILE} in {looked}: set {CONFIG_DIR_VARIABLE} to the folder that has it"
     )
+
+
+def _has_settings(folder: Path) -> bool:
+    try:
+        return (folder / SETTINGS_FILE).is_file()
+    except OSError:
+        return False  # a folder we may not enter has none for us
 
 
 def load_settings(

@@ -6,6 +6,7 @@ What a crash of a part means beyond its restart (a halt, an alert) is the caller
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol, Self, TextIO
 
 from daemon.errors import PartCrashed
@@ -32,12 +33,23 @@ class Part(Protocol):
 
 
 class ActorProcess:
-    """One actor in a process of its own; `command` must end when it gets SIGTERM."""
+    """One actor in a process of its own; `command` should end when it gets SIGTERM.
 
-    def __init__(self, name: str, command: Sequence[str], log_file: TextIO | None = None) -> None:
+    One that does not end within `stop_wait_s` of a SIGTERM is killed when `run` is cancelled.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log_file: TextIO | None = None,
+        *,
+        stop_wait_s: float = _STOP_WAIT_S,
+    ) -> None:
         self.name = name
         self._log_file = log_file  # where its stderr goes; None: to ours
         self._command = tuple(command)
+        self._stop_wait_s = stop_wait_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.starts = 0
@@ -57,27 +69,34 @@ class ActorProcess:
             str(self.starts - 1),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=self._log_file,
+            # Ctrl-C in the daemon's terminal is for the daemon, which stops its parts in order.
+            start_new_session=True,
         )
+        if self._stopping:
+            self._terminate()  # `stop` came while the process was being made
         try:
             code = await self._process.wait()
         except asyncio.CancelledError:
-            await self._end()
+            await self._end(self._process)
             raise
         if not self._stopping:
             raise PartCrashed(f"process {self.name} ended with code {code}")
 
-    async def _end(self) -> None:
-        if self._process and self._process.returncode is None:
-            self._process.terminate()
-            try:
-                await asyncio.wait_for(self._process.wait(), _STOP_WAIT_S)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if not self._stopping:  # else it was asked before, and did not end in time
+            self._terminate()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), self._stop_wait_s)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
     def stop(self) -> None:
         """Send SIGTERM; `run` returns when the process is gone."""
         self._stopping = True
+        self._terminate()
+
+    def _terminate(self) -> None:
         if self._process and self._process.returncode is None:
             self._process.terminate()
 
@@ -94,7 +113,9 @@ class Supervisor:
         on_crash: Callable[[str, str], Awaitable[None]],
         *,
         monotonic_s: Callable[[], float],
+        stop_wait_s: float = _STOP_WAIT_S,
     ) -> None:
+        self._stop_wait_s = stop_wait_s
         self._parts = tuple(parts)
         self._on_crash = on_crash
         self._monotonic_s = monotonic_s
@@ -113,7 +134,7 @@ class Supervisor:
         self._stopping.set()
         for part in self._parts:
             part.stop()
-        _, late = await asyncio.wait(set(self._keepers), timeout=_STOP_WAIT_S)
+        _, late = await asyncio.wait(set(self._keepers), timeout=self._stop_wait_s)
         for keeper in late:
             get_logger().error("part does not stop", part=keeper.get_name())
             keeper.cancel()
@@ -128,15 +149,25 @@ class Supervisor:
                 await part.run()
                 reason = "it ended by itself"
             except Exception as error:  # noqa: BLE001 - whatever it was, the part must come back
-                reason = f"{type(error).__name__}: {error}"
+                reason = _reason(error)
             if self._stopping.is_set():
                 return
             if self._monotonic_s() - began_s > _STABLE_AFTER_S:
                 backoff_s = _BACKOFF_FIRST_S
             self.restarts[part.name] += 1
             log.error("part crashed", reason=reason, restart_in_s=backoff_s)
-            await self._on_crash(part.name, reason)
+            try:
+                await self._on_crash(part.name, reason)
+            except Exception:
+                log.exception("crash not told")  # whoever listens, the part must come back
             try:
                 await asyncio.wait_for(self._stopping.wait(), backoff_s)
             except TimeoutError:
                 backoff_s = min(backoff_s * 2, _BACKOFF_LONGEST_S)
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong; of a group, which says nothing itself, each error in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_reason, error.exceptions))
+    return f"{type(error).__name__}: {error}"

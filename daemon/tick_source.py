@@ -8,8 +8,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
 
 from actors.messages import Tick, TimeEvent
-from daemon.bus import Bus, Publisher
-from daemon.errors import BusError
+from daemon.bus import Bus
+from daemon.errors import BusError, PartCrashed
 from daemon.logs import get_logger
 
 _RETRY_S = 0.2
@@ -22,8 +22,9 @@ class TickSource:
     """Publish market events in order; after an outage or a restart go on where the bus stands.
 
     `events` yields the same events from the first one on, each time a session is begun or resumed:
-    as many as the session already holds are passed over. `on_tick` sees every tick before it is
-    published, also those passed over. With `wait_until_quiet` the next event waits until everything
+    as many as the session already holds are passed over. It is read once; `run` after a crash goes
+    on with the event in hand. `on_tick` sees every tick before it is published, also those passed
+    over. With `wait_until_quiet` the next event waits until everything
     has followed from the one before (lock step).
     """
 
@@ -36,11 +37,15 @@ class TickSource:
         *,
         on_tick: Callable[[Tick], None] = lambda _: None,
     ) -> None:
-        self._events = events
+        self._events = aiter(events)
         self._bus = bus
         self._on_tick = on_tick
         self.wait_until_quiet: Callable[[], Awaitable[None]] | None = None
+        self._log = get_logger(part=self.name)
         self._stopping = asyncio.Event()
+        self._in_hand: MarketEvent | None = None
+        self._taken = 0  # events taken from the source, the one in hand included
+        self._has_failed = False
         self.finished = asyncio.Event()  # the source has no more events
         self.published = 0
         self.now_ns = 0  # market time of the last event
@@ -63,51 +68,47 @@ class TickSource:
                 await feeding
 
     async def _feed(self) -> None:
-        publisher = await self._open()
-        number = 0
+        while not self._stopping.is_set():
+            try:
+                await self._serve()
+            except BusError as error:
+                self._log.warning("bus lost", reason=str(error), event_number=self._taken)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _serve(self) -> None:
+        """Publish each event exactly once, until the source ends or the bus is lost."""
+        publisher = await self._bus.publisher(self.name, [Tick.stream, TimeEvent.stream])
+        self.published = publisher.sequence  # also what had arrived when only the answer was lost
         try:
-            async for event in self._events:
-                number += 1
+            while event := await self._next():
                 if isinstance(event, Tick):
                     self._on_tick(event)
-                if number > self.published:
-                    publisher = await self._publish(publisher, event, number)
+                if self._taken > self.published:
+                    await publisher.publish(event)
+                    self.published = self._taken
                     self.now_ns = event.time_ns
                     if self.wait_until_quiet:
                         await self.wait_until_quiet()
+                self._in_hand = None
             self.finished.set()
             await self._stopping.wait()
         finally:
             await publisher.close()
 
-    async def _publish(self, publisher: Publisher, event: MarketEvent, number: int) -> Publisher:
-        """Publish event `number` exactly once, through as many outages as there are."""
-        while True:
+    async def _next(self) -> MarketEvent | None:
+        """Return the event in hand, or else the next one; None behind the last."""
+        if self._in_hand is None:
+            if self._has_failed:
+                raise PartCrashed("the market source has failed and cannot be read further")
             try:
-                await publisher.publish(event)
-            except BusError as error:
-                get_logger(part=self.name).warning(
-                    "bus lost", reason=str(error), event_number=number
-                )
-                await publisher.close()
-                await asyncio.sleep(_RETRY_S)
-                publisher = await self._open()
-                if self.published >= number:
-                    return publisher  # it had arrived, only the answer was lost
-            else:
-                self.published = number
-                return publisher
-
-    async def _open(self) -> Publisher:
-        while True:
-            try:
-                publisher = await self._bus.publisher(self.name, [Tick.stream, TimeEvent.stream])
-            except BusError as error:
-                get_logger(part=self.name).warning("bus lost", reason=str(error))
-                await asyncio.sleep(_RETRY_S)
-            else:
-                self.published = publisher.sequence
-                return publisher
+                self._in_hand = await anext(self._events)
+            except StopAsyncIteration:
+                return None
+            except Exception:
+                self._has_failed = True  # asked again it would say that it has ended
+                raise
+            self._taken += 1
+        return self._in_hand
 
 
 async def until_quiet(bus: Bus, *edges: Callable[[], bool]) -> None:

@@ -10,6 +10,7 @@ from actors.messages import (
     Bar,
     Decision,
     ExecutionReport,
+    Message,
     PlaceOrder,
     Position,
     RiskVerdict,
@@ -23,7 +24,7 @@ Place = tuple[str, str]
 
 
 def trace(recording: Recording, order_id: str) -> list[dict[str, Any]]:
-    """Return the chain of one order in flow order, from the last tick before it to its fills.
+    """Return the chain of one order, causes first, from the last tick before it to its fills.
 
     Each link names its step, its place in the streams, its cause and the message. Raises
     ReplayError when the recording has no such order.
@@ -44,10 +45,8 @@ def trace(recording: Recording, order_id: str) -> list[dict[str, Any]]:
         # The clock closed the bar; the tick that made its close is the last one before.
         last = _last_tick(recording, bar)
         chain = [last, *chain] if last else chain
-    chain.extend(_verdicts(recording, chain))
-    chain.extend(_consequences(recording, order_id))
-    seen = dict.fromkeys(chain)
-    return [_link(place, entries[place]) for place in sorted(seen, key=lambda p: _flow(p, entries))]
+    chain = _with_verdict(recording, chain) + _consequences(recording, order_id)
+    return [_link(place, entries[place]) for place in chain]
 
 
 def _place(recording: Recording, matches: Callable[[AnyMessage], bool]) -> Place | None:
@@ -75,33 +74,32 @@ def _last_tick(recording: Recording, bar: Bar) -> Place | None:
     return ticks[-1] if ticks else None
 
 
-def _verdicts(recording: Recording, chain: list[Place]) -> list[Place]:
-    messages = [recording.entries[place].message for place in chain]
-    decided = {message.id for message in messages if isinstance(message, Decision)}
-    return [
-        place
-        for place, envelope in recording.entries.items()
-        if isinstance(envelope.message, RiskVerdict) and envelope.message.decision_id in decided
-    ]
+def _with_verdict(recording: Recording, chain: list[Place]) -> list[Place]:
+    """Put the verdict, which causes nothing, behind the decision that it judges."""
+    judged: list[Place] = []
+    for place in chain:
+        judged.append(place)
+        if isinstance(recording.entries[place].message, Decision):
+            judged += _results(recording, place, RiskVerdict)
+    return judged
 
 
 def _consequences(recording: Recording, order_id: str) -> list[Place]:
-    reports = [
-        place
-        for place, envelope in recording.entries.items()
-        if isinstance(envelope.message, ExecutionReport)
-        and envelope.message.client_order_id == order_id
-    ]
-    causes = {"/".join(place) for place in reports}
-    return reports + [
-        place
-        for place, envelope in recording.entries.items()
-        if isinstance(envelope.message, Position) and envelope.cause in causes
-    ]
+    """Return the reports of an order, each with the positions it led to."""
+    found: list[Place] = []
+    for place, envelope in recording.entries.items():
+        report = envelope.message
+        if isinstance(report, ExecutionReport) and report.client_order_id == order_id:
+            found += [place, *_results(recording, place, Position)]
+    return found
 
 
-def _flow(place: Place, entries: dict[Place, Envelope]) -> tuple[int, str]:
-    return entries[place].published_ns, place[0]
+def _results(recording: Recording, cause: Place, kind: type[Message]) -> list[Place]:
+    return [
+        place
+        for place, envelope in recording.entries.items()
+        if isinstance(envelope.message, kind) and envelope.cause == "/".join(cause)
+    ]
 
 
 def _link(place: Place, envelope: Envelope) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from pydantic import ValidationError
+
 from actors.base import Actor
 from actors.complexity import MarketComplexityActor
 from actors.execution import ExecutionActor
@@ -14,6 +16,7 @@ from actors.monitoring import MonitoringActor
 from actors.reasoning import ReasoningActor, Recorded, Thinker
 from actors.risk import RiskActor
 from actors.session import SessionCalendar, SessionTable
+from daemon.errors import ReplayError
 from daemon.plan import SessionPlan
 from daemon.settings import Settings
 from hrm.thought import DeadlineBudget
@@ -51,6 +54,7 @@ EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tick_source": ((), (Tick.stream, TimeEvent.stream)),
     "order_gateway": (("order",), ("report",)),
     "operator": ((), ("control",)),
+    "supervisor": ((), ("alert", "control")),
     "journal": (("*",), ()),
 }
 """What stands at the edges: name -> (streams read, streams written)."""
@@ -68,11 +72,19 @@ class Workshop:
 
     @classmethod
     def of(cls, plan: SessionPlan) -> Self:
-        """Read a plan; raises pydantic's ValidationError for one of another version."""
+        """Read a plan; raises ReplayError for one with settings that this version does not know."""
+        try:
+            settings = Settings.model_validate(plan.settings)
+            calendar = SessionCalendar(SessionTable.model_validate(plan.calendar))
+        except ValidationError as error:
+            raise ReplayError(
+                f"the plan of {plan.session} does not fit this version, use the one that made it "
+                f"({plan.versions}): {error}"
+            ) from error
         return cls(
-            settings=Settings.model_validate(plan.settings),
+            settings=settings,
             catalogue=InstrumentCatalogue(plan.instruments),
-            calendar=SessionCalendar(SessionTable.model_validate(plan.calendar)),
+            calendar=calendar,
             timeframes={market.instrument: market.timeframe for market in plan.markets},
             no_model_reason=plan.no_model_reason,
         )

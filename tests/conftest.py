@@ -5,8 +5,14 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from daemon.embedded_redis import EmbeddedRedis
+
+# A time limit per example would test the machine, which is shared and noisy; pytest-timeout bounds
+# each test as a whole.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 Result = TypeVar("Result")
 

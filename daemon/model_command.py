@@ -1,0 +1,68 @@
+"""`hrm-trader model`: what is released, what the production size is, and whether both can be used.
+
+What is said comes from `hrm.description`, which loads torch and is therefore imported late.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from daemon.errors import ConfigError
+from daemon.settings import load_settings
+from hrm.manifest import IntegrityError
+
+ROWS = ("parameters", "file_mb", "segments", "cycles", "timesteps")
+
+
+def model(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Folder with settings.yaml.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of models (session.model_dir).")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Verify the released model; print its size and scores, and the production size."""
+    folder = models or load_settings(config, overrides={}, demo=True).session.model_dir
+    answer = describe(folder)
+    print(json.dumps(answer) if as_json else "\n".join(_table(answer)))
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what the command prints; raise ConfigError if the released model cannot be used."""
+    from hrm.description import (  # noqa: PLC0415 - loads torch, which no other command needs
+        ENGINE,
+        describe_production,
+        describe_release,
+    )
+
+    try:
+        released = describe_release(folder)
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from error
+    production = describe_production()
+    return {
+        "parameters": production["parameters"],
+        "file_mb": production["file_mb"],
+        "parts": production["parts"],
+        "engine": ENGINE,
+        "released": released,
+        "production": production,
+    }
+
+
+def _table(answer: dict[str, Any]) -> list[str]:
+    released, production = answer["released"], answer["production"]
+    rows = {key: (released[key], production[key]) for key in ROWS}
+    rows |= {part: (released["parts"][part], count) for part, count in production["parts"].items()}
+    return [
+        f"released    {released['name']}, SHA-256 verified, of {released['created']}",
+        f"engine      {answer['engine']}",
+        f"{'':12}{'released':>12}{'production':>14}",
+        *(f"{name:12}{left:>12,}{right:>14,}" for name, (left, right) in rows.items()),
+    ]
