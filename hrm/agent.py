@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrm.act import AdaptiveComputationTime
-from hrm.config import ACCOUNT_WIDTH, Action
+from hrm.config import ACCOUNT_WIDTH, Action, HRMConfig
 from hrm.convergence import HierarchicalConvergence
 from hrm.engine import EagerEngine, Engine, Reading
 from hrm.features import FEATURE_SCHEMA_SHA256
@@ -60,15 +60,21 @@ class CostEstimate:
 class HRMAgent:
     """Think about one observation at a time with a verified model.
 
-    Not for use from several threads at once. clock_ns: a monotonic clock.
+    Not for use from several threads at once. clock_ns: a monotonic clock. limits: what the operator
+    set; of it count convergence_thresh, and m_max where it is below the model's own. What the
+    weights were made for (sizes, cycles, steps) is the model's alone.
     """
 
     def __init__(
-        self, engine: Engine[Any, Any], manifest: Manifest, clock_ns: Callable[[], int]
+        self,
+        engine: Engine[Any, Any],
+        manifest: Manifest,
+        clock_ns: Callable[[], int],
+        limits: HRMConfig | None = None,
     ) -> None:
         entry = manifest.models[manifest.released]
         self.manifest = manifest
-        self.config = entry.config
+        self.config = _limited(entry.config, limits or entry.config)
         self.digest = entry.sha256
         self._engine = engine
         self._vocabularies = entry.vocabularies
@@ -78,7 +84,9 @@ class HRMAgent:
         self._finish_cost = CostEstimate()
 
     @classmethod
-    def load(cls, models_dir: Path, clock_ns: Callable[[], int]) -> Self:
+    def load(
+        cls, models_dir: Path, clock_ns: Callable[[], int], limits: HRMConfig | None = None
+    ) -> Self:
         """Load the released model; raise IntegrityError if any of it is not what it should be."""
         release = load_release(models_dir)
         trained_on = release.entry.features.schema_sha256
@@ -87,7 +95,7 @@ class HRMAgent:
                 f"{models_dir / release.name} was trained on features {trained_on}, this version "
                 f"makes {FEATURE_SCHEMA_SHA256}: install the version it belongs to, or train again"
             )
-        return cls(EagerEngine(release.model), release.manifest, clock_ns)
+        return cls(EagerEngine(release.model), release.manifest, clock_ns, limits)
 
     def warm_up(self) -> None:
         """Think a few times about nothing, so that first costs are paid and later ones known."""
@@ -248,6 +256,14 @@ class HRMAgent:
             account=torch.tensor(observation.account[None], dtype=torch.float32),
             context=torch.tensor(observation.context[None], dtype=torch.float32),
         )
+
+
+def _limited(config: HRMConfig, limits: HRMConfig) -> HRMConfig:
+    depth = min(config.adaptive_computation.m_max, limits.adaptive_computation.m_max)
+    return config.changed(
+        adaptive_computation={"m_max": depth},
+        convergence={"convergence_thresh": limits.convergence.convergence_thresh},
+    )
 
 
 def _softmax(

@@ -350,3 +350,25 @@ def test_an_estimate_lies_above_nineteen_of_twenty_steady_costs() -> None:
         estimate.observe(int(cost))
 
     assert under / 5000 == pytest.approx(0.94, abs=0.03)
+
+
+def test_the_operator_may_lower_the_depth_but_not_raise_it() -> None:
+    model = a_model(a_config(), seed=8)
+    own = model.config.adaptive_computation.m_max
+
+    def depth(m_max: int) -> int:
+        limits = HRMConfig().changed(
+            adaptive_computation={"m_max": m_max}, convergence={"convergence_thresh": 1e-30}
+        )
+        agent = HRMAgent(EagerEngine(model), a_manifest(), Clock(), limits)
+        return agent.reason(an_observation(), AMPLE).segments
+
+    assert depth(2) == 2
+    assert depth(own + 5) == own
+
+
+def test_the_operator_sets_when_thinking_has_converged() -> None:
+    limits = HRMConfig().changed(convergence={"convergence_thresh": 100.0})
+    agent = HRMAgent(EagerEngine(a_model(a_config(), seed=8)), a_manifest(), Clock(), limits)
+
+    assert agent.reason(an_observation(), AMPLE).stop_reason == "converged"
