@@ -108,6 +108,7 @@ def make_plan(state_dir: Path) -> SessionPlan:
                 path="",
                 sha256="",
                 rows=0,
+                first_open_ns=0,
                 repairs={},
             )
             for name in INSTRUMENTS
