@@ -79,7 +79,7 @@ def read_records(folder: Path) -> Iterator[Record]:
             count += 1
             try:
                 record = _decoder.decode(payload)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise ReplayError(f"{path}: record {count} cannot be read: {error}") from error
             if isinstance(record, RecordedEntry):
                 entries[record.stream] += 1

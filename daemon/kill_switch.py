@@ -261,5 +261,5 @@ def _untrusted(reason: str) -> Latch:
 def _decoded(value: bytes, where: str) -> Latch:
     try:
         return msgspec.json.decode(value, type=Latch)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return _untrusted(f"{where} is damaged ({error}): engage and release it anew")

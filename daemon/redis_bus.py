@@ -138,7 +138,7 @@ class RedisBus:
         for field, blob in pairs(accepted(reply)):
             try:
                 found[field.decode()] = decode_envelope(blob)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 self.undecodable += 1
         return found
 

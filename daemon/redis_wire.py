@@ -76,7 +76,7 @@ def fold_of(fields: list[bytes]) -> Fold:
     """Return the record of a commit."""
     try:
         return _decode_fold(blob_of(fields))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BusError(
             f"a fold log holds what is no record of a commit ({error}): begin a new session"
         ) from error
@@ -92,7 +92,7 @@ def entries_of(stream: str, raw: Sequence[Any]) -> Iterator[Entry | Undecodable]
         blob = blob_of(fields)
         try:
             yield Entry(stream, entry_id, decode_envelope(blob))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             yield Undecodable(stream, entry_id, f"no message: {error}", blob)
 
 

@@ -68,7 +68,7 @@ class FencedWriter:
             for raw_id, fields in accepted(reply):
                 try:
                     sequence = decode_envelope(blob_of(fields)).sequence
-                except msgspec.DecodeError:
+                except (msgspec.DecodeError, UnicodeDecodeError):
                     sequence = 0  # not written by us; readers take a number that falls as a restart
                 ledger.recover(stream, id_key(raw_id.decode()), sequence)
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from actors.instruments import InstrumentCatalogue, UnknownInstrument
 from actors.session import SessionCalendar
+from daemon.bus import CHILDREN_PER_ENTRY
 from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError, ReplayError
 from daemon.history import CandleTable, load_candles
@@ -21,6 +22,8 @@ from daemon.settings import Settings
 from hrm.features import FEATURE_SCHEMA_SHA256
 from hrm.manifest import IntegrityError, read_manifest, verified_bytes
 
+MOST_MARKETS = CHILDREN_PER_ENTRY - 4
+"""Every instrument may close a bar on one TimeEvent, beside a few alerts."""
 _CURRENT = "current"
 _SESSIONS = "sessions"
 
@@ -60,6 +63,8 @@ def load_markets(
         demo = demo_candles()
         table = load_candles(demo.path)
         return [Market(demo.instrument, demo.label, demo.path, table)]
+    if len(files) > MOST_MARKETS:
+        raise ConfigError(f"{len(files)} candle files: one session takes at most {MOST_MARKETS}")
     if names and len(names) != len(files):
         raise ConfigError(
             f"{len(files)} candle files but {len(names)} instruments: name one for each, in order"

@@ -111,7 +111,9 @@ async def test_a_release_needs_a_reason(tmp_path: Path) -> None:
     assert latch.is_engaged()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"engaged": "no"}', b"\xff", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"engaged": "no"}', b"\xff", b"null", b'{"\xff": 1}']
+)
 async def test_a_damaged_file_is_engaged(tmp_path: Path, content: bytes) -> None:
     latch = await a_released_latch(tmp_path, DictStore())
 

@@ -82,6 +82,13 @@ def test_without_files_the_candles_of_the_demo_are_taken(catalogue: InstrumentCa
     assert "EUR/USD" in market.label
 
 
+def test_more_files_than_one_event_may_close_bars_of_are_refused(
+    tmp_path: Path, catalogue: InstrumentCatalogue
+) -> None:
+    with pytest.raises(ConfigError, match="at most 60"):
+        load_markets([tmp_path / f"{number}.csv" for number in range(61)], [], catalogue)
+
+
 def test_each_file_needs_one_name(tmp_path: Path, catalogue: InstrumentCatalogue) -> None:
     with pytest.raises(ConfigError, match="1 candle files but 2 instruments"):
         load_markets([write_candles(tmp_path)], ["Nifty", "Bankex"], catalogue)

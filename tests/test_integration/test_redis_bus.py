@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from builders import OPEN_NS, a_bar, a_tick, a_time
 
@@ -215,20 +216,25 @@ async def test_an_entry_that_holds_no_message_is_set_aside(bus: RedisBus, link: 
     await publisher.publish(a_tick())
     await link.call("XADD", key, "*", "d", b"\x00 not msgpack of ours")
     await link.call("XADD", key, "*", "price", "22000", "size", "75")
+    bad_text = msgspec.msgpack.encode((b"edge", 1, "", 1, 0, 1, {}))
+    await link.call(
+        "XADD", key, "*", "d", bad_text.replace(b"\xc4\x04edge", b"\xa4\xff\xff\xff\xff")
+    )
     consumer = await bus.consumer("feed", ["tick"])
 
     batch = await consumer.read(64, 0)
     await consumer.commit(batch, [])
 
     assert [entry.envelope.message for entry in batch] == [a_tick()]
-    assert consumer.undecodable == 2
+    assert consumer.undecodable == 3
     assert [letter.error.partition(":")[0] for letter in await bus.dead_letters()] == [
+        "no message",
         "no message",
         "no message",
     ]
     assert await bus.is_quiet()
     assert len(await bus.entries("tick")) == 1
-    assert bus.undecodable == 2
+    assert bus.undecodable == 3
     await publisher.close()
     await consumer.close()
 
