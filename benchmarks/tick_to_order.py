@@ -1,33 +1,41 @@
-"""How long from a tick to the order that follows from it, with the whole daemon running?
+"""How long from a tick to the decision and the order that follow from it, through the daemon?
 
-Open loop: ticks of four indices, drawn from a seeded random walk (no market data: only its timing
-matters), leave at a fixed rate whatever the daemon does. Market time runs 240 times faster, so that
-one-minute bars close four times a second and the released model decides often. The daemon is the
-real one: embedded server, six actors with reasoning in its own process, gateway, simulated broker,
-recording. Latencies are read from the recording and count from when a tick was due, not from when
-it left, so that a stall counts against every tick it held up.
+    python -m benchmarks.tick_to_order --json          about three quarters of a minute
+    python -m benchmarks.tick_to_order --json --quick  about fifteen seconds
 
-    python -m benchmarks.tick_to_order [--json] [--quick] [--rate 500] [--seconds 40]
+Runs daemon/live.py itself on a server of its own: tick source, five actors and the order gateway on
+one event loop, reasoning with the released model in a process of its own, recording and logging as
+always. The figures are taken from the recording afterwards.
+
+The load is open: 500 ticks a second, each due at a fixed time, sent late rather than left out.
+Latencies count from the time a tick was due, so what a stall holds up is in the figures
+(no coordinated omission). `due_to_tick` is that part alone: the timer's millisecond, and waiting.
+
+The market is synthetic: five instruments, each a seeded random walk, one tick of each every 10 ms.
+Market time runs 240 times as fast as real time, so that one-minute bars close 20 times a second
+and there are enough decisions; limits in market time are stretched accordingly (SETTINGS). Before
+the measurement come the bars that reasoning needs to begin, with four ticks each at the same rate.
 """
 
 import argparse
 import asyncio
 import json
-import random
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import uvloop
 
-from actors.messages import Decision, PlaceOrder, Tick, TimeEvent
-from benchmarks.bus import raw_xadd_per_s
-from benchmarks.machine import machine_facts, summary
-from daemon.bus import id_key
+from actors.messages import Decision, ExecutionReport, PlaceOrder, Tick, TimeEvent
+from benchmarks.bus import PIPELINE, raw_xadd_per_s
+from benchmarks.machine import ROOT, machine_facts, summary
+from daemon.bus import Envelope
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.kill_switch import KillSwitchLatch
 from daemon.live import LiveTradingService
@@ -36,198 +44,321 @@ from daemon.plan import MarketPlan, SessionPlan, versions
 from daemon.replay import Recording
 from daemon.session_files import begin_session, check_model
 from daemon.settings import load_instruments, load_sessions, load_settings
+from daemon.tick_source import MarketEvent
 
-START_NS = 1_772_423_100 * 1_000_000_000  # Monday 2026-03-02 09:15 IST, an ordinary session
-COMPRESSION = 240  # market seconds per real second
-INSTRUMENTS = ("Nifty", "Bank_Nifty", "Finnifty", "Sensex")
-TICK = Decimal("0.05")
-TIME_EVENTS_PER_S = 20
-PIPELINE = 100
-OVERRIDES = {
-    "reasoning.warm_up_bars": 33,  # the fewest that the features need
-    "execution.order_timeout_seconds": 600,
-    # Limits in market time, which runs faster here; what is measured is not what they are for.
-    "risk_limits.max_decision_age_seconds": 3600,
+RATE_PER_S: Final = 500
+COMPRESSION: Final = 240  # market seconds per real second
+TIME_EVENT_EVERY_S: Final = 24  # market seconds: ten times in a real one
+WARM_UP_TICKS_PER_BAR: Final = 4
+BAR_S: Final = 60
+PRICES: Final = {"Nifty": 22000, "Bank_Nifty": 47000, "Reliance": 2900, "TCS": 4100, "HDFC": 1450}
+SEED: Final = 11
+BEGIN_NS: Final = (
+    int(datetime(2026, 3, 2, 9, 15, tzinfo=ZoneInfo("Asia/Kolkata")).timestamp()) * 1_000_000_000
+)
+SETTINGS: Final[dict[str, Any]] = {
+    "session.model_dir": str(ROOT / "models"),
+    "feed.instruments": list(PRICES),
+    "feed.timeframe": "1",
+    # Limits in market seconds, which last 1/240 as long here.
     "feed.future_tolerance_ms": 60_000,
     "feed.stale_after_seconds": 3600,
-    "risk_limits.max_open_positions": len(INSTRUMENTS),
-    "risk_limits.max_daily_loss": 1.0,
-    "risk_limits.max_drawdown": 1.0,
-    "logging.level": "WARNING",
+    "execution.order_timeout_seconds": 600,
+    "risk_limits.max_decision_age_seconds": 3600,
+    "risk_limits.max_orders_per_minute": 480,
+    # A random walk is no market to earn on: what it loses must not end the measurement.
+    "risk_limits.max_open_positions": len(PRICES),
+    "risk_limits.max_daily_loss": 1,
+    "risk_limits.max_drawdown": 1,
 }
 
-
-class OpenLoop:
-    """Ticks and time events that leave when they are due; remembers when each was."""
-
-    def __init__(self, rate: float, seconds: float) -> None:
-        self._rate = rate
-        self._seconds = seconds
-        self.due_ns: list[int] = []  # real time each event was due, in order
-
-    async def events(self) -> AsyncIterator[Tick | TimeEvent]:
-        """Yield events until the time is over."""
-        walk = random.Random(7)
-        prices = dict.fromkeys(INSTRUMENTS, Decimal(22_000))
-        began_ns = time.time_ns()
-        next_time_ns = began_ns
-        for number in range(int(self._rate * self._seconds)):
-            due_ns = began_ns + int(number * 1e9 / self._rate)
-            if (left_ns := due_ns - time.time_ns()) > 0:
-                await asyncio.sleep(left_ns / 1e9)
-            market_ns = START_NS + (due_ns - began_ns) * COMPRESSION
-            if due_ns >= next_time_ns:
-                self.due_ns.append(due_ns)
-                yield TimeEvent(now_ns=market_ns, wall_ns=time.time_ns())
-                next_time_ns += int(1e9 / TIME_EVENTS_PER_S)
-            name = INSTRUMENTS[number % len(INSTRUMENTS)]
-            prices[name] += TICK * walk.randint(-20, 20)
-            self.due_ns.append(due_ns)
-            yield Tick(instrument=name, last_price=prices[name], event_ns=market_ns)
+Place = tuple[str, str]
 
 
-def make_plan(state_dir: Path) -> SessionPlan:
-    """Return the plan of the measured session, in a fresh state folder."""
-    overrides = OVERRIDES | {"session.state_dir": str(state_dir)}
-    settings = load_settings(overrides=overrides)
-    catalogue = load_instruments().catalogue
-    digest, reason = check_model(settings.session.model_dir)
+class Due(NamedTuple):
+    """An event and when it is to be sent, in seconds from the beginning."""
+
+    at_s: float
+    event: MarketEvent
+
+
+def schedule(warm_up_bars: int, measured_s: float) -> tuple[list[Due], float]:
+    """Return all events in order, and from when on they are measured."""
+    draw = np.random.default_rng(SEED)
+    logs = {name: float(np.log(price)) for name, price in PRICES.items()}
+    names = list(PRICES)
+    warm_up = warm_up_bars * len(names) * WARM_UP_TICKS_PER_BAR
+    measured_from_s = warm_up / RATE_PER_S
+    dues: list[Due] = []
+    time_event_s = 0.0  # market time of the next one
+    for number in range(warm_up + int(measured_s * RATE_PER_S)):
+        at_s = number / RATE_PER_S
+        if number < warm_up:
+            bar_s = BAR_S / (len(names) * WARM_UP_TICKS_PER_BAR)
+            market_s = number * bar_s
+            step = 0.0004
+        else:
+            market_s = warm_up_bars * BAR_S + (at_s - measured_from_s) * COMPRESSION
+            step = 0.0001
+        now_ns = BEGIN_NS + int(market_s * 1e9)
+        if market_s >= time_event_s:
+            dues.append(Due(at_s, TimeEvent(now_ns=now_ns, wall_ns=0)))
+            time_event_s += TIME_EVENT_EVERY_S
+        name = names[number % len(names)]
+        logs[name] += float(draw.normal(0.0, step))
+        price = Decimal(round(float(np.exp(logs[name])) * 20)) / 20  # ticks of 0.05
+        dues.append(Due(at_s, Tick(instrument=name, last_price=price, event_ns=now_ns)))
+    return dues, measured_from_s
+
+
+class OpenMarket:
+    """Yield events when they are due, late ones at once; `began_ns` is when the first one was."""
+
+    def __init__(self, dues: Sequence[Due]) -> None:
+        self._dues = dues
+        self.began_ns = 0
+
+    def due_ns(self) -> tuple[list[int], list[int]]:
+        """Return when each tick and each time event was due, in the order of their numbers."""
+        ticks: list[int] = []
+        times: list[int] = []
+        for at_s, event in self._dues:
+            (ticks if isinstance(event, Tick) else times).append(self.began_ns + int(at_s * 1e9))
+        return ticks, times
+
+    async def __aiter__(self) -> AsyncIterator[MarketEvent]:
+        self.began_ns = time.time_ns()
+        began_s = time.perf_counter()
+        for at_s, event in self._dues:
+            left_s = began_s + at_s - time.perf_counter()
+            # Also when late, so that whoever else is on this loop gets a turn.
+            await asyncio.sleep(max(left_s, 0))
+            yield event
+
+
+def make_plan() -> SessionPlan:
+    """Return the plan of a session on the synthetic market."""
+    settings = load_settings(ROOT / "config", {}, overrides=SETTINGS)
+    catalogue = load_instruments(ROOT / "config", {}).catalogue
+    digest, problem = check_model(settings.session.model_dir)
     return SessionPlan(
-        session="benchmark",
+        session="tick-to-order",
         mode="paper",
-        prefix="benchmark:v1",
+        prefix="paper:v1",
         created_ns=time.time_ns(),
         settings=settings.model_dump(mode="json", exclude={"secrets"}),
-        instruments=[catalogue[name] for name in INSTRUMENTS],
-        calendar=load_sessions().table.model_dump(mode="json"),
+        instruments=[catalogue[name] for name in PRICES],
+        calendar=load_sessions(ROOT / "config", {}).table.model_dump(mode="json"),
         markets=[
             MarketPlan(
                 instrument=name,
                 timeframe="1",
-                label="seeded random walk",
+                label=f"synthetic random walk, seed {SEED}",
                 path="",
                 sha256="",
                 rows=0,
-                first_open_ns=0,
+                first_open_ns=BEGIN_NS,
                 repairs={},
             )
-            for name in INSTRUMENTS
+            for name in PRICES
         ],
         speed=float(COMPRESSION),
-        seed=7,
+        seed=SEED,
         models_dir=str(settings.session.model_dir.resolve()),
         model_digest=digest,
-        no_model_reason=reason,
+        no_model_reason=problem,
         versions=versions(),
     )
 
 
-def latencies(recording: Recording, due_ns: list[int]) -> dict[str, Any]:
-    """Return what the recording says, in microseconds, counted from when events were due."""
-    edges = sorted(
-        (id_key(entry_id), envelope.published_ns)
-        for (stream, entry_id), envelope in recording.entries.items()
-        if stream in {Tick.stream, TimeEvent.stream}
-    )
-    # Published time of an edge event -> how late it left.
-    late_ns = {
-        published_ns: published_ns - due
-        for (_, published_ns), due in zip(edges, due_ns, strict=True)
-    }
-    hops: dict[str, list[float]] = {}
-    chains: dict[type, list[float]] = {Decision: [], PlaceOrder: []}
-    thought: list[float] = []
-    for (stream, _), envelope in recording.entries.items():
-        if envelope.cause:
-            hop = f"{envelope.cause.partition('/')[0]}_to_{stream}"
-            hops.setdefault(hop, []).append(
-                (envelope.published_ns - envelope.cause_published_ns) / 1000
-            )
-        message = envelope.message
-        if isinstance(message, Decision) and message.cycles:
-            thought.append(message.elapsed_us)
-        if (isinstance(message, Decision) and message.cycles) or isinstance(message, PlaceOrder):
-            origin_ns = envelope.origin_published_ns
-            waited_ns = envelope.published_ns - origin_ns + late_ns.get(origin_ns, 0)
-            chains[type(message)].append(waited_ns / 1000)
-    left_late = [value / 1000 for value in late_ns.values()]
+class Measurement:
+    """What a recording says of the time from when a tick was due to what followed from it."""
+
+    def __init__(self, recording: Recording, market: OpenMarket, from_s: float) -> None:
+        self._entries = recording.entries
+        ticks, times = market.due_ns()
+        self._due_ns = {"tick": ticks, "time": times}
+        self.from_ns = market.began_ns + int(from_s * 1e9)
+        self._origins: dict[Place, Place | None] = {}
+        self.measured = {
+            place: envelope
+            for place, envelope in self._entries.items()
+            if (due := self.due_ns(place)) is not None and due >= self.from_ns
+        }
+
+    def due_ns(self, place: Place) -> int | None:
+        """Return when the market event that a message follows from was due; None without one."""
+        origin = self._origin(place)
+        if origin is None:
+            return None
+        return self._due_ns[origin[0]][self._entries[origin].sequence - 1]
+
+    def _origin(self, place: Place) -> Place | None:
+        if place[0] in self._due_ns:
+            return place
+        if place not in self._origins:
+            stream, _, entry_id = self._entries[place].cause.partition("/")
+            known = (stream, entry_id) in self._entries
+            self._origins[place] = self._origin((stream, entry_id)) if known else None
+        return self._origins[place]
+
+    def since_due_us(self, place: Place, envelope: Envelope) -> float:
+        """Return the time from when the origin was due to the publication of a message."""
+        due_ns = self.due_ns(place)
+        if due_ns is None:
+            raise ValueError(f"{place} does not follow from a market event")
+        return (envelope.published_ns - due_ns) / 1000
+
+    def hops_us(self) -> dict[str, list[float]]:
+        """Return the samples of each hop, from publication to publication."""
+        hops: dict[str, list[float]] = {}
+        for place, envelope in self.measured.items():
+            stream = place[0]
+            if not envelope.cause:
+                hops.setdefault(f"due_to_{stream}", []).append(self.since_due_us(place, envelope))
+                continue
+            name = f"{envelope.cause.partition('/')[0]}_to_{stream}"
+            took_ns = envelope.published_ns - envelope.cause_published_ns
+            hops.setdefault(name, []).append(took_ns / 1000)
+        hops["order_to_report"] = list(self._order_to_report_us())
+        return hops
+
+    def _order_to_report_us(self) -> Iterator[float]:
+        """Yield the time from an order to the broker's first word about it."""
+        placed_ns = {
+            envelope.message.client_order_id: envelope.published_ns
+            for envelope in self.measured.values()
+            if isinstance(envelope.message, PlaceOrder)
+        }
+        for envelope in self._entries.values():
+            if isinstance(envelope.message, ExecutionReport):
+                began_ns = placed_ns.pop(envelope.message.client_order_id, None)
+                if began_ns is not None:
+                    yield (envelope.published_ns - began_ns) / 1000
+
+
+def counted(samples: Sequence[float]) -> dict[str, float]:
+    """Return the summary of samples with their number; the number alone where there are none."""
+    return {"n": len(samples), **(summary(samples) if samples else {})}
+
+
+def report(
+    recording: Recording, market: OpenMarket, from_s: float, answer: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what was measured, all times in microseconds."""
+    measured = Measurement(recording, market, from_s)
+    to_decision: list[float] = []
+    to_order: list[float] = []
+    thinking: list[float] = []
+    thought_through: list[float] = []
+    for place, envelope in measured.measured.items():
+        took_us = measured.since_due_us(place, envelope)
+        match envelope.message:
+            case Decision(cycles=cycles, elapsed_us=elapsed_us):
+                to_decision.append(took_us)
+                if cycles:
+                    thinking.append(elapsed_us)
+                    thought_through.append(took_us)
+            case PlaceOrder() if envelope.cause.startswith("intent/"):
+                to_order.append(took_us)
+            case _:
+                pass
+    envelopes = recording.entries.values()
+    in_window = [e.published_ns for e in envelopes if e.published_ns >= measured.from_ns]
+    handled = [place for place in recording.handled["market_feed"] if place[0] == "tick"]
+    hops = measured.hops_us()
+    seconds = (max(market.due_ns()[0]) - measured.from_ns) / 1e9
     return {
-        "hops_us": {name: summary(values) | {"n": len(values)} for name, values in hops.items()},
-        "tick_to_decision_us": _counted(chains[Decision]),
-        "tick_to_order_us": _counted(chains[PlaceOrder]),
-        "thinking_us": _counted(thought),
-        "events_left_late_us": _counted(left_late),
+        "ticks": answer["ticks"],
+        "ticks_handled": len(handled),
+        "ticks_measured": len(hops["due_to_tick"]),
+        "decisions": len(to_decision),
+        "decisions_thought": len(thinking),
+        "orders": len(to_order),
+        "orders_in_all": len(hops["order_to_report"]),
+        "lost": answer["lost"],
+        "drained": answer["drained"],
+        "alerts": answer["alerts"],
+        "hops_us": {name: counted(samples) for name, samples in sorted(hops.items())},
+        "tick_to_decision_us": counted(to_decision),
+        "tick_to_order_us": counted(to_order),
+        "thinking_us": counted(thinking),
+        "thinking_share": round(sum(thinking) / sum(thought_through), 3) if thinking else 0.0,
+        "messages_per_s": round(len(in_window) / seconds),
     }
 
 
-def _counted(values: list[float]) -> dict[str, float]:
-    return (summary(values) if values else {}) | {"n": len(values)}
-
-
-async def measure(rate: float, seconds: float) -> dict[str, Any]:
-    """Run the daemon once and the raw server beside it; return the answer of the benchmark."""
-    with tempfile.TemporaryDirectory() as folder:
-        state_dir = Path(folder)
-        plan = make_plan(state_dir)
-        session = begin_session(state_dir, plan)
-        await KillSwitchLatch(state_dir, plan.prefix, time.time_ns).release(
-            "benchmark", "benchmark"
-        )
-        loop = OpenLoop(rate, seconds)
-        service = LiveTradingService(
-            plan,
-            state_dir=state_dir,
-            folder=session,
-            market=loop.events(),
-            lock_step=False,
-            isolated=("reasoning",),
-            log_level="WARNING",
-            log_file=None,
-            seal_when_stopped=True,
-        )
-        summary_of_run = await service.run()
-        measured = latencies(Recording(session), loop.due_ns)
+async def run(quick: bool) -> dict[str, Any]:
+    """Measure everything and return the report."""
+    began_s = time.perf_counter()
+    machine = machine_facts()  # before we are the load ourselves
+    plan = make_plan()
+    warm_up_bars = int(plan.settings["reasoning"]["warm_up_bars"]) + 1
+    dues, from_s = schedule(warm_up_bars, 5.0 if quick else 30.0)
+    market = OpenMarket(dues)
+    with tempfile.TemporaryDirectory(prefix="tick-to-order-") as name:
+        state_dir = Path(name)
         server = EmbeddedRedis(state_dir / "redis")
         await server.start()
         state = await server.state()
-        raw = await asyncio.to_thread(raw_xadd_per_s, state.socket, 1.0, 1)
-        pipelined = await asyncio.to_thread(raw_xadd_per_s, state.socket, 1.0, PIPELINE)
-        await server.stop()
-    messages = sum(hop["n"] for hop in measured["hops_us"].values()) + summary_of_run["ticks"]
+        raw_s = 0.3 if quick else 2.0
+        raw = await asyncio.to_thread(raw_xadd_per_s, state.socket, raw_s, 1)
+        pipelined = await asyncio.to_thread(raw_xadd_per_s, state.socket, raw_s, PIPELINE)
+        folder = begin_session(state_dir, plan)
+        latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns)
+        await latch.release("benchmark: simulated money only", operator="benchmark")
+        with (state_dir / "log.jsonl").open("w") as log:
+            configure_logs("INFO", log)
+            service = LiveTradingService(
+                plan,
+                state_dir=state_dir,
+                folder=folder,
+                market=market,
+                lock_step=False,
+                isolated=("reasoning",),
+                log_level="INFO",
+                log_file=log,
+                seal_when_stopped=True,
+            )
+            answer = await service.run()  # stops the server too
+        found = report(Recording(folder), market, from_s, answer)
     return {
-        "machine": machine_facts(),
-        "server": {"version": state.version},
-        "model_digest": plan.model_digest,
-        "no_model_reason": plan.no_model_reason,
-        "rate_per_s": rate,
-        "instruments": len(INSTRUMENTS),
-        "ticks": summary_of_run["ticks"],
-        "bars": summary_of_run["bars"],
-        "decisions": summary_of_run["decisions"],
-        "late_decisions": summary_of_run["late_decisions"],
-        "orders": summary_of_run["orders"],
-        "lost": summary_of_run["lost"],
-        **measured,
-        "messages_per_s": round(messages / seconds),
+        "machine": machine,
+        "server": {
+            "version": state.version,
+            "transport": "unix socket",
+            "appendfsync": "everysec",
+        },
+        "model": {"digest": plan.model_digest, "problem": plan.no_model_reason},
+        "settings": {
+            "instruments": list(PRICES),
+            "data": f"synthetic random walks, seed {SEED}",
+            "compression": COMPRESSION,
+            "bar_s": BAR_S,
+            "overrides": SETTINGS | {"session.model_dir": "models"},
+            "loop": "uvloop",
+            "quick": quick,
+        },
+        "rate_per_s": RATE_PER_S,
+        **found,
         "raw_xadd_per_s": round(raw),
         "raw_pipelined_xadd_per_s": round(pipelined),
-        "duration_s": seconds,
+        "duration_s": round(time.perf_counter() - began_s, 1),
     }
 
 
 def main() -> None:
-    """Entry of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="15 seconds")
-    parser.add_argument("--rate", type=float, default=500.0, help="ticks a second")
-    parser.add_argument("--seconds", type=float, default=40.0)
-    given = parser.parse_args()
-    configure_logs("WARNING", sys.stderr)
-    seconds = 15.0 if given.quick else given.seconds
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        answer = runner.run(measure(given.rate, seconds))
-    print(json.dumps(answer) if given.json else json.dumps(answer, indent=2))
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tick_to_order", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("--quick", action="store_true", help="a few seconds instead of thirty")
+    options = parser.parse_args()
+    report = uvloop.run(run(options.quick))
+    if options.json:
+        print(json.dumps(report))
+        return
+    for name, value in report.items():
+        print(f"{name:26}{json.dumps(value)}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from daemon.settings import (
 from daemon.synth_command import synth
 from daemon.trace import trace as trace_order
 from daemon.wiring import graph
+from hrm.manifest import IntegrityError
 
 app = typer.Typer(
     name="hrm-trader",
@@ -83,11 +84,11 @@ def main() -> None:
         app()
     except ConfigError as error:
         _fail(error, as_json, 2)
-    except TraderError as error:
+    except (TraderError, IntegrityError) as error:
         _fail(error, as_json, 1)
 
 
-def _fail(error: TraderError, as_json: bool, code: int) -> NoReturn:
+def _fail(error: Exception, as_json: bool, code: int) -> NoReturn:
     if as_json:
         print(json.dumps({"error": type(error).__name__, "text": str(error)}))
     print(f"hrm-trader: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from daemon.live import LiveTradingService
 from daemon.live_view import LiveView
 from daemon.logs import configure_logs
 from daemon.plan import SessionPlan
+from daemon.redis_bus import RedisBus
 from daemon.session_files import Market, begin_session, check_model, make_plan, open_session
 from daemon.settings import Settings
 from daemon.tick_source import MarketEvent
@@ -57,7 +59,9 @@ class Setting:
 async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
     """Run a session in a state folder of its own, released from the start; keep the last five."""
     demos = where.settings.session.state_dir / "demo"
-    plan = _new_plan(where, options)
+    _make(demos)
+    # A prefix of its own: a configured server may carry a daemon's session at the same time.
+    plan = _new_plan(where, options, prefix=f"demo-{secrets.token_hex(4)}:v1")
     state_dir = demos / plan.session
     folder = begin_session(state_dir, plan)
     latch = KillSwitchLatch(state_dir, plan.prefix, where.clock.now_ns)
@@ -68,8 +72,15 @@ async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
         _stop_on_signals(service.stop)
         with LiveView(plan, service.statistics, lambda: service.market_now_ns):
             summary = await service.run(options.duration_s)
+    # The recording holds it all.
     if where.settings.bus.url is None:
-        shutil.rmtree(state_dir / "redis", ignore_errors=True)  # the recording holds it all
+        shutil.rmtree(state_dir / "redis", ignore_errors=True)
+    else:
+        bus = RedisBus(where.settings.bus.url, plan.prefix)
+        try:
+            await bus.forget()
+        finally:
+            await bus.close()
     for old in sorted(demos.iterdir())[:-_KEPT_DEMOS]:
         shutil.rmtree(old, ignore_errors=True)
     return _facts(plan) | summary | {"state_dir": str(state_dir)}
@@ -115,7 +126,7 @@ async def _run_alone(where: Setting, options: Options, state_dir: Path) -> dict[
     return _facts(plan) | summary | {"state_dir": str(state_dir), "resumed": opened is not None}
 
 
-def _new_plan(where: Setting, options: Options) -> SessionPlan:
+def _new_plan(where: Setting, options: Options, prefix: str | None = None) -> SessionPlan:
     return make_plan(
         where.settings,
         where.catalogue,
@@ -125,6 +136,7 @@ def _new_plan(where: Setting, options: Options) -> SessionPlan:
         now_ns=where.clock.now_ns(),
         seed=options.seed,
         speed=where.settings.feed.speed,
+        prefix=prefix,
     )
 
 
@@ -196,6 +208,17 @@ def _speed(speed: float | str) -> float | Literal["max"]:
     return speed
 
 
+def _make(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(state_dir, os.W_OK | os.X_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise ConfigError(
+            f"state folder {state_dir} cannot be used: {error}; choose another with --state"
+        ) from error
+
+
 @contextmanager
 def _only_daemon_of(state_dir: Path) -> Iterator[None]:
     """Hold the state folder; raises TraderError while another daemon does.
@@ -203,15 +226,8 @@ def _only_daemon_of(state_dir: Path) -> Iterator[None]:
     A second daemon would take over the message server and fence out the actors of the first. The
     lock is the kernel's and ends with this process, however it ends.
     """
-    path = state_dir / _LOCK_NAME
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise ConfigError(
-            f"state folder {state_dir} cannot be used: {error}; choose another with --state"
-        ) from error
-    with file:
+    _make(state_dir)
+    with (state_dir / _LOCK_NAME).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
