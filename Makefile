@@ -56,7 +56,7 @@ bench: setup  ## Run the benchmarks and write benchmarks/results
 	$(BIN)/python -m benchmarks.tick_to_order
 
 train: setup  ## Train the released model again, on the embedded candles, into models/
-	$(BIN)/hrm-train --steps 6000 --learning-rate 5e-4 --cost-bps 0.5 --out models
+	$(BIN)/hrm-train --steps 6000 --learning-rate 5e-4 --cost-bps 0.5 --contraction-weight 0 --out models
 
 units: setup  ## Verify the systemd units with an ExecStart that exists here
 	$(BIN)/python -m pytest -q tests/test_daemon/test_units.py

@@ -86,7 +86,8 @@ def perturbation_growth(
 
     encoded: [B, S, Dh]. Below 1 the recursion forgets rounding errors, so that low-precision
     weights keep their decisions over many segments. scale: size of the change relative to the
-    state, large enough to stay clear of float32 rounding for some segments.
+    state, kept by scaling it back after every cycle: large enough to stay clear of float32
+    rounding, small enough never to be as large as the states themselves.
     """
     generator = torch.Generator().manual_seed(seed)
     was_training = core.training
@@ -94,19 +95,64 @@ def perturbation_growth(
     try:
         with torch.no_grad():
             state = core.initial_state(encoded.shape[0], encoded.device)
-            moved = tuple(
-                z + scale * torch.randn(z.shape, generator=generator).to(z.device) for z in state
+            _, growth = follow_perturbation(
+                core,
+                state,
+                encoded,
+                cycles=core.n_cycles * segments,
+                scale=scale,
+                generator=generator,
             )
-            other: State = (moved[0], moved[1])
-            first = _distance(state, other)
-            for _ in range(segments):
-                state, other = core.segment(state, encoded), core.segment(other, encoded)
-            last = _distance(state, other)
     finally:
         core.train(was_training)
-    return float(torch.exp(torch.log(last / first).mean() / segments))
+    return float(torch.exp(growth.mean() / segments))
+
+
+def follow_perturbation(
+    core: ReasoningCore,
+    state: State,
+    encoded: Tensor,
+    *,
+    cycles: int,
+    scale: float = 1e-3,
+    generator: torch.Generator | None = None,
+) -> tuple[State, Tensor]:
+    """Return the state after the cycles, and the logarithm [B] of how much a small change grew.
+
+    A random change of relative size `scale` is followed beside the state and scaled back after
+    every cycle, so that it turns to where it grows most. Of both results only the last cycle is on
+    a graph, so memory does not grow with the cycles. Without dropout, whatever mode core is in.
+    """
+    if cycles < 1:
+        raise ValueError(f"a perturbation is followed for at least one cycle, was {cycles}")
+    rows = len(encoded)
+    both = torch.cat((encoded, encoded))  # the state and the changed state, side by side
+    with torch.no_grad():
+        moved = [
+            z + scale * torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+            for z in state
+        ]
+        size = _distance(state, (moved[0], moved[1]))  # [B], held constant
+        grown = torch.zeros_like(size)
+        pair: State = (torch.cat((state[0], moved[0])), torch.cat((state[1], moved[1])))
+        for _ in range(cycles - 1):
+            pair = core.cycle(pair, both)
+            one, other = _halves(pair, rows)
+            distance = _distance(one, other)
+            grown = grown + torch.log(distance / size)
+            ratio = (size / distance)[:, None, None]
+            back = [a + ratio * (b - a) for a, b in zip(one, other, strict=True)]
+            pair = (torch.cat((one[0], back[0])), torch.cat((one[1], back[1])))
+    pair = core.cycle(pair, both)
+    one, other = _halves(pair, rows)
+    return one, grown + torch.log(_distance(one, other) / size)
+
+
+def _halves(pair: State, rows: int) -> tuple[State, State]:
+    return (pair[0][:rows], pair[1][:rows]), (pair[0][rows:], pair[1][rows:])
 
 
 def _distance(one: State, other: State) -> Tensor:
     squares = sum(((a - b) ** 2).flatten(1).sum(dim=1) for a, b in zip(one, other, strict=True))
-    return torch.sqrt(torch.as_tensor(squares)).clamp_min(SMALLEST)
+    # Floored before the root, whose slope at nothing is infinite.
+    return torch.sqrt(torch.as_tensor(squares).clamp_min(SMALLEST**2))

@@ -1,4 +1,4 @@
-"""What one of several training processes does in a test; started by test_processes."""
+"""What one of several training processes does in a test; started by test_training_processes."""
 
 import hashlib
 import json

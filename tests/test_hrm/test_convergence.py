@@ -7,8 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import a_model, some_inputs
+from torch import Tensor
+from torch.autograd.functional import jacobian
 
-from hrm.convergence import HierarchicalConvergence, perturbation_growth, relative_residual
+from hrm.convergence import (
+    HierarchicalConvergence,
+    follow_perturbation,
+    perturbation_growth,
+    relative_residual,
+)
 
 
 def following(factor: float, cycles: int = 8, threshold: float = 1e-6) -> HierarchicalConvergence:
@@ -113,3 +120,79 @@ def test_measuring_growth_leaves_training_on_and_draws_the_same_each_time() -> N
 
     assert growth[0] == growth[1]
     assert model.core.training
+
+
+def test_growth_is_the_same_for_small_and_for_smaller_changes_however_deep() -> None:
+    model = a_model()
+    encoded = model.encode(some_inputs(batch=8)).detach()
+
+    growth = [
+        perturbation_growth(model.core, encoded, segments=12, seed=1, scale=scale)
+        for scale in (1e-2, 1e-3)
+    ]
+
+    assert growth[0] == pytest.approx(growth[1], rel=0.05)
+
+
+def test_at_a_fixed_point_growth_is_the_spectral_radius_of_the_map() -> None:
+    core = a_model(seed=3).core.double()
+    encoded = torch.randn(1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    state = core.initial_state(1)
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.mul_(0.5)  # a small enough map contracts
+        for _ in range(2000):
+            state = core.cycle(state, encoded)
+
+    def one_cycle(flat: Tensor) -> Tensor:
+        z_h, z_l = core.cycle((flat[:16].view(1, 1, 16), flat[16:].view(1, 1, 8)), encoded)
+        return torch.cat((z_h.flatten(), z_l.flatten()))
+
+    flat = torch.cat((state[0].flatten(), state[1].flatten()))
+    around: Tensor = jacobian(one_cycle, flat)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    radius = float(torch.linalg.eigvals(around).abs().max())
+
+    with torch.no_grad():
+        _, growth = follow_perturbation(
+            core,
+            state,
+            encoded,
+            cycles=400,
+            scale=1e-6,
+            generator=torch.Generator().manual_seed(1),
+        )
+
+    assert math.exp(float(growth[0]) / 400) == pytest.approx(radius, rel=0.02)
+
+
+def test_a_perturbation_is_followed_on_a_graph_of_one_cycle() -> None:
+    core = a_model().train().core
+    encoded = a_model().encode(some_inputs()).detach()
+
+    _, growth = follow_perturbation(core, core.initial_state(len(encoded)), encoded, cycles=5)
+    growth.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    slopes = [p.grad for p in core.parameters()]
+    assert all(slope is not None and bool(torch.isfinite(slope).all()) for slope in slopes)
+
+
+def test_a_change_that_is_forgotten_altogether_has_a_finite_slope() -> None:
+    core = a_model().core
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.zero_()  # every update is a norm of what came in, which undoes the change
+    encoded = torch.zeros(2, 1, 16)
+    state = (torch.zeros(2, 1, 16), torch.zeros(2, 1, 8))
+
+    _, growth = follow_perturbation(core, state, encoded, cycles=2, scale=0.0)
+    growth.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    assert bool(torch.isfinite(growth).all())
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in core.parameters())
+
+
+def test_a_perturbation_followed_nowhere_is_refused() -> None:
+    core = a_model().core
+
+    with pytest.raises(ValueError, match="at least one cycle, was 0"):
+        follow_perturbation(core, core.initial_state(1), torch.zeros(1, 1, 16), cycles=0)
