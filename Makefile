@@ -22,12 +22,13 @@ setup: $(INSTALLED)  ## Create .venv with the locked versions
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, %s is %s: set PYTHON=" % (sys.executable, sys.version.split()[0]))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "setting up $(VENV) ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## Paper-trade real candles; DURATION= seconds, SPEED= factor or max, DATA= file
-	$(BIN)/hrm-trader demo --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json)
+demo: setup  ## Paper-trade real candles, then one JSON summary; DURATION= s, SPEED=, DATA= file
+	@$(BIN)/hrm-trader demo --json --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA))
 
 test: check  ## Run every check and every test
 	$(BIN)/python -m pytest -n 2
