@@ -11,7 +11,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from actors.instruments import InstrumentCatalogue, UnknownInstrument
-from actors.session import SessionCalendar
+from actors.policies import FeedSettings
+from actors.session import SessionCalendar, timeframe_minutes
 from daemon.bus import CHILDREN_PER_ENTRY
 from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError, ReplayError
@@ -36,12 +37,13 @@ class Market:
     label: str
     path: Path
     table: CandleTable
+    timeframe: str = ""  # bars to decide on; by default those of the candles
 
     def plan(self) -> MarketPlan:
         """Return what the plan of a session says about it."""
         return MarketPlan(
             instrument=self.instrument,
-            timeframe=self.table.timeframe,
+            timeframe=self.timeframe or self.table.timeframe,
             label=self.label,
             path=str(self.path),
             sha256=self.table.sha256,
@@ -85,6 +87,27 @@ def load_markets(
         label = f"{path.name}: {table.timeframe}-minute candles played as ticks"
         markets.append(Market(instrument, label, path, table))
     return markets
+
+
+def as_configured(markets: Sequence[Market], feed: FeedSettings) -> list[Market]:
+    """Give each market the bars of `feed.timeframe`; ConfigError where that cannot be.
+
+    Also for an instrument that `feed.instruments` does not name: a daemon trades what its settings
+    say, not what a file happens to hold.
+    """
+    for market in markets:
+        if market.instrument not in feed.instruments:
+            raise ConfigError(
+                f"{market.path} holds {market.instrument}, but feed.instruments names "
+                f"{', '.join(feed.instruments)}: add it there, or give another file"
+            )
+        wanted = timeframe_minutes(feed.timeframe)
+        if wanted % market.table.timeframe_minutes:
+            raise ConfigError(
+                f"{market.path} has candles of {market.table.timeframe_minutes} minutes, of which "
+                f"no bars of feed.timeframe {feed.timeframe!r} can be made: set it to a multiple"
+            )
+    return [replace(market, timeframe=feed.timeframe) for market in markets]
 
 
 def within_days(

@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -26,7 +26,14 @@ from daemon.live_view import LiveView
 from daemon.logs import configure_logs
 from daemon.plan import SessionPlan
 from daemon.redis_bus import RedisBus
-from daemon.session_files import Market, begin_session, check_model, make_plan, open_session
+from daemon.session_files import (
+    Market,
+    as_configured,
+    begin_session,
+    check_model,
+    make_plan,
+    open_session,
+)
 from daemon.settings import Settings
 from daemon.tick_source import MarketEvent
 from daemon.wiring import NAMES
@@ -91,6 +98,7 @@ async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
 
     A state folder that is used for the first time is halted, unless `session.start_halted` is off.
     """
+    where = replace(where, markets=as_configured(where.markets, where.settings.feed))
     state_dir = where.settings.session.state_dir
     configure_logs(where.settings.logging.level)
     with _only_daemon_of(state_dir):
@@ -170,18 +178,21 @@ async def _events(
     where: Setting, plan: SessionPlan, published: Callable[[], int]
 ) -> AsyncIterator[MarketEvent]:
     """Yield the candles of the plan as ticks, at its pace; what is published already at once."""
-    timeframes = {market.instrument: market.table.timeframe for market in where.markets}
-    exchanges = {name: where.catalogue[name].session for name in timeframes}
+    candles = {market.instrument: market.table.timeframe for market in where.markets}
+    exchanges = {name: where.catalogue[name].session for name in candles}
     first = exchanges[where.markets[0].instrument]
 
     def end_of(instrument: str, candle: Candle) -> int:
         exchange = exchanges[instrument]
         if where.calendar.phase(exchange, candle.open_ns) == "closed":
             return candle.close_ns  # the market feed refuses its ticks and says so
-        return where.calendar.bar_close_ns(exchange, timeframes[instrument], candle.open_ns)
+        return where.calendar.bar_close_ns(exchange, candles[instrument], candle.open_ns)
 
     events = market_events(
-        [(market.instrument, market.table.timeframe, market.table) for market in where.markets],
+        [
+            (market.instrument, bars.timeframe, market.table)
+            for market, bars in zip(where.markets, plan.markets, strict=True)
+        ],
         seed=plan.seed,
         wall_ns=where.clock.now_ns,
         session_key=lambda instant_ns: where.calendar.session_key(first, instant_ns),

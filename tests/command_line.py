@@ -128,6 +128,7 @@ class Sandbox:
             "PYTHONFAULTHANDLER": "1",
             "HRM_TRADER_CONFIG_DIR": str(CONFIG),
             "HRM_TRADER__SESSION__STATE_DIR": str(self.state),
+            "HRM_TRADER__FEED__TIMEFRAME": "1",
             "HRM_TRADER__SESSION__MODEL_DIR": str(folder / "no-models"),
         }
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -20,11 +21,13 @@ from recorded_session import (
 )
 
 from actors.instruments import InstrumentCatalogue
+from actors.policies import FeedSettings
 from daemon.errors import ConfigError, DataError, ReplayError
 from daemon.journal import SessionWriter
 from daemon.plan import FORMAT, SessionPlan, read_plan, versions
 from daemon.session_files import (
     Market,
+    as_configured,
     begin_session,
     check_model,
     current_session,
@@ -87,6 +90,43 @@ def test_more_files_than_one_event_may_close_bars_of_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="at most 60"):
         load_markets([tmp_path / f"{number}.csv" for number in range(61)], [], catalogue)
+
+
+def a_nifty_market(tmp_path: Path, catalogue: InstrumentCatalogue) -> Market:
+    rows = "".join(f"{1710733500 + 60 * n},100,101,99,100,0\n" for n in range(30))
+    path = tmp_path / "Nifty_1.csv"
+    path.write_text(f"datetime,open,high,low,close,volume\n{rows}")
+    [market] = load_markets([path], [], catalogue)
+    return market
+
+
+def test_a_daemon_decides_on_bars_of_the_configured_timeframe(
+    tmp_path: Path, catalogue: InstrumentCatalogue
+) -> None:
+    market = a_nifty_market(tmp_path, catalogue)
+
+    [configured] = as_configured([market], FeedSettings(timeframe="5"))
+
+    assert (market.plan().timeframe, configured.plan().timeframe) == ("1", "5")
+
+
+def test_bars_finer_than_the_candles_are_refused(
+    tmp_path: Path, catalogue: InstrumentCatalogue
+) -> None:
+    market = a_nifty_market(tmp_path, catalogue)
+    coarse = replace(market, table=replace(market.table, timeframe_minutes=15))
+
+    with pytest.raises(ConfigError, match=r"no bars of feed\.timeframe '5'"):
+        as_configured([coarse], FeedSettings(timeframe="5"))
+
+
+def test_a_daemon_trades_only_the_instruments_of_its_settings(
+    tmp_path: Path, catalogue: InstrumentCatalogue
+) -> None:
+    market = a_nifty_market(tmp_path, catalogue)
+
+    with pytest.raises(ConfigError, match=r"feed\.instruments names Sensex: add it there"):
+        as_configured([market], FeedSettings(instruments=("Sensex",)))
 
 
 def test_each_file_needs_one_name(tmp_path: Path, catalogue: InstrumentCatalogue) -> None:
