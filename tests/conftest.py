@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -8,6 +9,10 @@ import pytest
 from hypothesis import settings
 
 from daemon.embedded_redis import EmbeddedRedis
+
+# Read when torch is first imported. Test processes that each compute on all cores hold one another
+# up: a training of four seconds took more than two minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A time limit per example would test the machine, which is shared and noisy; pytest-timeout bounds
 # each test as a whole.
