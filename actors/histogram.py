@@ -1,7 +1,6 @@
 """A histogram of fixed size for positive numbers: percentiles without keeping the numbers."""
 
 import math
-from collections.abc import Iterator
 
 _BUCKETS_PER_DOUBLING = 16  # a bucket is 2**(1/16) wide: percentiles are within 4.5 %
 _DOUBLINGS = 40
@@ -52,9 +51,3 @@ class Histogram:
     def largest(self) -> float:
         """The largest number counted; 0 when empty."""
         return self._largest
-
-    def buckets(self) -> Iterator[tuple[float, int]]:
-        """Yield (upper edge, count) of every bucket that is not empty, ascending."""
-        for bucket, count in enumerate(self._counts):
-            if count:
-                yield 2 ** ((bucket + 1) / _BUCKETS_PER_DOUBLING), count

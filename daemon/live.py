@@ -33,7 +33,6 @@ from daemon.supervisor import ActorProcess, Part, Supervisor
 from daemon.tick_source import MarketEvent, TickSource, until_quiet
 from daemon.wiring import INPUT_STREAMS, NAMES, Workshop, on_crash
 
-_HOUSEKEEPING_S = 2.0
 _POLL_S = 0.02
 _START_WAIT_S = 60.0
 _DRAIN_WAIT_S = 15.0
