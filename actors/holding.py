@@ -247,4 +247,5 @@ class Holding:
             round_trips=self.round_trips,
             winning_round_trips=self.winning_round_trips,
             last_exit_reason=self.last_exit_reason,
+            decision_id=self.decision_id,
         )

@@ -21,6 +21,8 @@ Side = Literal["buy", "sell"]
 Policy = Literal["hrm", "hold"]
 Purpose = Literal["entry", "exit"]
 Severity = Literal["info", "warning", "critical"]
+TradingMode = Literal["PAPER", "REAL"]
+SessionStatus = Literal["running", "failed", "stopped"]
 OrderStatus = Literal[
     "accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"
 ]
@@ -165,6 +167,105 @@ class RiskVerdict(Message, frozen=True, kw_only=True):
         return self.decided_ns
 
 
+class StartSession(Message, frozen=True, kw_only=True):
+    """A user asks for a trading session of one instrument; `id` is answered by RequestAnswer."""
+
+    stream: ClassVar[str] = "request"
+    shared: ClassVar[bool] = True
+
+    id: str
+    user_id: str
+    instrument: str
+    timeframe: str
+    trading_mode: TradingMode
+    at_ns: int  # real clock
+    option_strategy: str | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class StopSession(Message, frozen=True, kw_only=True):
+    """A user ends his session: no more automated entries; open positions keep their stops."""
+
+    stream: ClassVar[str] = "request"
+    shared: ClassVar[bool] = True
+
+    id: str
+    user_id: str
+    at_ns: int  # real clock
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class ManualTrade(Message, frozen=True, kw_only=True):
+    """A user asks for an entry of so many lots at the market, within his session."""
+
+    stream: ClassVar[str] = "request"
+    shared: ClassVar[bool] = True
+
+    id: str
+    user_id: str
+    instrument: str
+    side: Side
+    lots: int
+    reference_price: Decimal  # last price the user could see
+    trading_mode: TradingMode
+    at_ns: int  # real clock
+    stop_price: Decimal | None = None  # None: by average true range, as for any decision
+    target_price: Decimal | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+class RequestAnswer(Message, frozen=True, kw_only=True):
+    """What became of one request. `problem` is "" or one word that a program can act on."""
+
+    stream: ClassVar[str] = "answer"
+
+    request_id: str
+    user_id: str
+    accepted: bool
+    reason: str
+    answered_ns: int  # market time
+    problem: str = ""
+    required: Decimal = Decimal(0)  # rupees, where capital was short
+    available: Decimal = Decimal(0)
+    most_lots: int = 0
+
+    @property
+    def time_ns(self) -> int:
+        return self.answered_ns
+
+
+class TradingSession(Message, frozen=True, kw_only=True):
+    """The session of one user after its last change; results count from what was there before."""
+
+    stream: ClassVar[str] = "session"
+    latest_by: ClassVar[str | None] = "user_id"
+
+    user_id: str
+    status: SessionStatus
+    instrument: str
+    timeframe: str
+    trading_mode: TradingMode
+    changed_ns: int  # market time
+    option_strategy: str | None = None
+    reason: str = ""
+    realised_before: Decimal = Decimal(0)  # of the instrument, when the session was started
+    round_trips_before: int = 0
+    wins_before: int = 0
+
+    @property
+    def time_ns(self) -> int:
+        return self.changed_ns
+
+
 class OrderIntent(Message, frozen=True, kw_only=True):
     """A decision that may become an order. `quantity` is signed units: positive buys."""
 
@@ -270,6 +371,7 @@ class Position(Message, frozen=True, kw_only=True):
     round_trips: int = 0
     winning_round_trips: int = 0
     last_exit_reason: str = ""
+    decision_id: str = ""  # that the position goes back to
 
     @property
     def time_ns(self) -> int:
@@ -371,7 +473,12 @@ AnyMessage = (
     | Bar
     | MarketContext
     | Decision
+    | StartSession
+    | StopSession
+    | ManualTrade
     | RiskVerdict
+    | RequestAnswer
+    | TradingSession
     | OrderIntent
     | PlaceOrder
     | CancelOrder

@@ -11,22 +11,39 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+import msgspec
+
 from actors.base import Actor
+from actors.desk import (
+    CAPITAL,
+    POSITION_OPEN,
+    REFUSED,
+    TradingDesk,
+    answer,
+    as_decision,
+    is_manual,
+)
 from actors.instruments import Instrument, InstrumentCatalogue
+from actors.levels import BY_RANGE, GivenLevels, is_price, level_problem, levels_of
 from actors.messages import (
     Decision,
     KillSwitch,
+    ManualTrade,
     OrderIntent,
     Position,
+    RequestAnswer,
     RiskVerdict,
     RuleResult,
+    StartSession,
+    StopSession,
     TimeEvent,
+    TradingSession,
 )
 from actors.policies import ExecutionSettings, RiskLimits
 from actors.session import SessionCalendar
 
-Input = Decision | Position | KillSwitch | TimeEvent
-Output = RiskVerdict | OrderIntent
+Input = Decision | Position | KillSwitch | TimeEvent | StartSession | StopSession | ManualTrade
+Output = RiskVerdict | OrderIntent | RequestAnswer | TradingSession
 Kind = Literal["hold", "entry", "exit"]
 
 _SECOND_NS = 1_000_000_000
@@ -42,6 +59,7 @@ class _Reservation:
     capital: Decimal
     decided_ns: int
     session_day: date
+    is_manual: bool
 
 
 @dataclass(slots=True)
@@ -60,7 +78,8 @@ class RiskActor(Actor[Input, Output]):
     until a Position of its instrument shows what became of it (filled, or net 0 again); execution
     sends one whenever an entry ends. What is still on its way when the session day ends is dropped
     with the day's orders. An engaged kill switch refuses every decision; nothing else refuses an
-    exit, since leaving a position only lessens the risk.
+    exit, since leaving a position only lessens the risk. A manual trade passes the same rules;
+    while its order is on its way, and after a user's stop, automated entries wait (desk.py).
     """
 
     name = "risk"
@@ -71,7 +90,10 @@ class RiskActor(Actor[Input, Output]):
         stops: ExecutionSettings,
         catalogue: InstrumentCatalogue,
         calendar: SessionCalendar,
+        desk: TradingDesk | None = None,
     ) -> None:
+        """Without a desk no request of a user is accepted."""
+        self._desk = desk or TradingDesk("PAPER", {})
         self._limits = limits
         self._stops = stops
         self._catalogue = catalogue
@@ -81,6 +103,7 @@ class RiskActor(Actor[Input, Output]):
         self._positions: dict[str, Position] = {}
         self._on_their_way: dict[str, _Reservation] = {}
         self._marks: dict[str, Decimal] = {}
+        self._ranges: dict[str, Decimal | None] = {}  # average true range of the last decision
         self._decisions_seen: dict[str, None] = {}
         self._intent_times_ns: deque[int] = deque()
         self._peak_equity = limits.initial_capital
@@ -98,6 +121,12 @@ class RiskActor(Actor[Input, Output]):
                 self._take_position(message)
             case Decision():
                 yield from self._judge(message)
+            case StartSession(instrument=name):
+                yield from self._desk.start(message, self._positions.get(name), self._now_ns or 0)
+            case StopSession():
+                yield from self._desk.stop(message, self._now_ns or 0)
+            case ManualTrade():
+                yield from self._trade_manually(message)
 
     @property
     def capital_available(self) -> Decimal:
@@ -118,8 +147,9 @@ class RiskActor(Actor[Input, Output]):
             yield _verdict(decision, (*halts, unknown))
             return
         instrument = self._catalogue[decision.instrument]
-        if _is_price(decision.reference_price):
+        if is_price(decision.reference_price):
             self._marks[decision.instrument] = decision.reference_price
+        self._ranges[decision.instrument] = decision.atr
         self._day_of(instrument, decision.bar_close_ns)
         self._measure_losses()
         match self._kind(decision):
@@ -133,11 +163,55 @@ class RiskActor(Actor[Input, Output]):
                     yield self._exit(decision)
             case "entry":
                 lots = self._lots(decision, instrument)
-                rules = (*halts, *self._entry_rules(decision, instrument, lots, binding=True))
+                rules = (*halts, self._pause_rule(decision.instrument))
+                rules += self._entry_rules(decision, instrument, lots, binding=True)
                 verdict = _verdict(decision, rules)
                 yield verdict
                 if verdict.approved:
                     yield self._entry(decision, instrument, lots)
+
+    def _trade_manually(self, trade: ManualTrade) -> Iterator[Output]:
+        now_ns = self._now_ns or 0
+        refusal = self._desk.refusal(trade, now_ns)
+        if refusal is not None:
+            yield refusal
+            return
+        instrument = self._catalogue[trade.instrument]
+        decision = as_decision(trade, self._ranges.get(trade.instrument), now_ns)
+        halts = (self._kill_switch_rule(), self._duplicate_rule(decision))
+        self._remember(decision)
+        self._day_of(instrument, now_ns)
+        self._measure_losses()
+        affordable = self._affordable_lots(decision, instrument)
+        lots = trade.lots if trade.lots <= affordable else 0
+        given = GivenLevels(trade.stop_price, trade.target_price)
+        rules = (
+            *halts,
+            *self._entry_rules(decision, instrument, lots, binding=True, given=given),
+        )
+        verdict = _verdict(decision, rules)
+        yield verdict
+        yield self._manual_answer(trade, verdict, instrument, affordable)
+        if verdict.approved:
+            yield self._entry(decision, instrument, lots, given)
+
+    def _manual_answer(
+        self, trade: ManualTrade, verdict: RiskVerdict, instrument: Instrument, affordable: int
+    ) -> RequestAnswer:
+        broken = next((rule.rule for rule in verdict.rules if not rule.passed), None)
+        problems = {"open position": POSITION_OPEN, "max open positions": POSITION_OPEN}
+        problem = "" if broken is None else problems.get(broken, REFUSED)
+        said = answer(trade, verdict.decided_ns, verdict.reason, problem)
+        if broken != "capital":
+            return said
+        needed = instrument.capital_for(trade.reference_price, trade.lots)
+        return msgspec.structs.replace(
+            said,
+            problem=CAPITAL,
+            required=needed + self._limits.brokerage_entry,
+            available=self.capital_available,
+            most_lots=affordable,
+        )
 
     def _kind(self, decision: Decision) -> Kind:
         net = self._net(decision.instrument)
@@ -162,18 +236,25 @@ class RiskActor(Actor[Input, Output]):
             decided_ns=decision.bar_close_ns,
         )
 
-    def _entry(self, decision: Decision, instrument: Instrument, lots: int) -> OrderIntent:
+    def _entry(
+        self,
+        decision: Decision,
+        instrument: Instrument,
+        lots: int,
+        given: GivenLevels = BY_RANGE,
+    ) -> OrderIntent:
         self._note_intent()
         quantity = instrument.units(lots)
         if decision.action == "SELL_SHORT":
             quantity = -quantity
-        stop, target = self._levels(decision, instrument)
+        stop, target = levels_of(decision, instrument, self._stops, given)
         capital = instrument.capital_for(decision.reference_price, lots)
         self._on_their_way[decision.instrument] = _Reservation(
             quantity=quantity,
             capital=capital,
             decided_ns=decision.bar_close_ns,
             session_day=self._session_day(instrument, decision.bar_close_ns),
+            is_manual=is_manual(decision.id),
         )
         return OrderIntent(
             decision_id=decision.id,
@@ -187,53 +268,33 @@ class RiskActor(Actor[Input, Output]):
             capital_used=capital,
         )
 
-    def _levels(self, decision: Decision, instrument: Instrument) -> tuple[Decimal, Decimal]:
-        """Return stop and target of an entry; `_stop_problem` has been asked before."""
-        atr = decision.atr or Decimal(0)
-        stop_distance = self._stops.risk_multiplier * atr
-        target_distance = self._stops.reward_multiplier * atr
-        reference = decision.reference_price
-        if decision.action == "SELL_SHORT":
-            stop, target = reference + stop_distance, reference - target_distance
-        else:
-            stop, target = reference - stop_distance, reference + target_distance
-        return instrument.round_to_tick(stop), instrument.round_to_tick(target)
-
-    def _stop_problem(self, decision: Decision, instrument: Instrument) -> str | None:
-        atr = decision.atr
-        if atr is None:
-            return "unknown"
-        if not atr.is_finite() or atr <= 0:
-            return f"{atr}"
-        nearest = min(self._stops.risk_multiplier, self._stops.reward_multiplier) * atr
-        if nearest < instrument.tick_size:
-            return f"{atr}: stop or target would lie within a tick of the entry"
-        below = (
-            self._stops.reward_multiplier
-            if decision.action == "SELL_SHORT"
-            else self._stops.risk_multiplier
-        )
-        reference = decision.reference_price
-        if _is_price(reference) and below * atr >= reference:
-            return f"{atr}: stop or target would lie at or below 0"
-        return None
-
-    def _lots(self, decision: Decision, instrument: Instrument) -> int:
-        if not _is_price(decision.reference_price) or not 0.0 <= decision.size_fraction <= 1.0:
+    def _affordable_lots(self, decision: Decision, instrument: Instrument) -> int:
+        if not is_price(decision.reference_price):
             return 0
-        affordable = instrument.max_lots(
+        return instrument.max_lots(
             decision.reference_price, self.capital_available, self._limits.brokerage_entry
         )
+
+    def _lots(self, decision: Decision, instrument: Instrument) -> int:
+        if not 0.0 <= decision.size_fraction <= 1.0:
+            return 0
+        affordable = self._affordable_lots(decision, instrument)
         most = min(affordable, self._limits.max_position_lots)
         return instrument.lots_for_fraction(decision.size_fraction, most)
 
     def _entry_rules(
-        self, decision: Decision, instrument: Instrument, lots: int, *, binding: bool
+        self,
+        decision: Decision,
+        instrument: Instrument,
+        lots: int,
+        *,
+        binding: bool,
+        given: GivenLevels = BY_RANGE,
     ) -> tuple[RuleResult, ...]:
         """Return every rule of an entry; for an exit (not binding) they are measured, and pass."""
         rules = (
             *self._time_rules(decision, instrument),
-            *self._decision_rules(decision, instrument),
+            *self._decision_rules(decision, instrument, given),
             *self._exposure_rules(decision, lots),
             *self._loss_rules(instrument),
         )
@@ -250,6 +311,12 @@ class RiskActor(Actor[Input, Output]):
     def _duplicate_rule(self, decision: Decision) -> RuleResult:
         is_new = decision.id not in self._decisions_seen
         return RuleResult("duplicate decision id", is_new, decision.id, "not seen before")
+
+    def _pause_rule(self, name: str) -> RuleResult:
+        reason = self._desk.paused_because(name)
+        if reason is None and any(entry.is_manual for entry in self._on_their_way.values()):
+            reason = "a manual order is on its way"
+        return RuleResult("automated trading", reason is None, reason or "on", "on")
 
     def _time_rules(self, decision: Decision, instrument: Instrument) -> Iterator[RuleResult]:
         limit_s = self._limits.max_decision_age_seconds
@@ -268,7 +335,9 @@ class RiskActor(Actor[Input, Output]):
         phase = self._calendar.phase(instrument.session, now_ns)
         yield RuleResult("session phase", phase == "open", phase, "open")
 
-    def _decision_rules(self, decision: Decision, instrument: Instrument) -> Iterator[RuleResult]:
+    def _decision_rules(
+        self, decision: Decision, instrument: Instrument, given: GivenLevels
+    ) -> Iterator[RuleResult]:
         least = self._limits.min_confidence
         sure = decision.confidence >= least  # False for NaN
         yield RuleResult("confidence", sure, f"{decision.confidence:.4g}", f"at least {least:g}")
@@ -276,8 +345,8 @@ class RiskActor(Actor[Input, Output]):
         fits = 0.0 <= fraction <= 1.0
         yield RuleResult("size fraction", fits, f"{fraction:g}", "0 to 1")
         price = decision.reference_price
-        yield RuleResult("reference price", _is_price(price), str(price), "above 0")
-        problem = self._stop_problem(decision, instrument)
+        yield RuleResult("reference price", is_price(price), str(price), "above 0")
+        problem = level_problem(decision, instrument, self._stops, given)
         yield RuleResult(
             "atr known", problem is None, problem or str(decision.atr), "room for a stop"
         )
@@ -433,7 +502,3 @@ def _verdict(
         decided_ns=decision.bar_close_ns,
         rules=rules,
     )
-
-
-def _is_price(price: Decimal) -> bool:
-    return price.is_finite() and price > 0

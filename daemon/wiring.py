@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from actors.base import Actor
 from actors.complexity import MarketComplexityActor
+from actors.desk import TradingDesk
 from actors.execution import ExecutionActor
 from actors.instruments import InstrumentCatalogue
 from actors.market_feed import MarketFeedActor
-from actors.messages import Message, Tick, TimeEvent
+from actors.messages import Message, Tick, TimeEvent, TradingMode
 from actors.monitoring import MonitoringActor
 from actors.reasoning import ReasoningActor, Recorded, Thinker
 from actors.risk import RiskActor
@@ -55,6 +56,7 @@ EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "order_gateway": (("order",), ("report",)),
     "operator": ((), ("control",)),
     "supervisor": ((), ("alert", "control")),
+    "backend": (("*",), ("request", "control")),
     "journal": (("*",), ()),
 }
 """What stands at the edges: name -> (streams read, streams written)."""
@@ -69,6 +71,7 @@ class Workshop:
     calendar: SessionCalendar
     timeframes: Mapping[str, str]  # instrument -> timeframe
     no_model_reason: str
+    mode: TradingMode
 
     @classmethod
     def of(cls, plan: SessionPlan) -> Self:
@@ -87,6 +90,7 @@ class Workshop:
             calendar=calendar,
             timeframes={market.instrument: market.timeframe for market in plan.markets},
             no_model_reason=plan.no_model_reason,
+            mode="REAL" if plan.mode == "live" else "PAPER",
         )
 
     def build(
@@ -120,7 +124,11 @@ class Workshop:
                 )
             case "risk":
                 return RiskActor(
-                    settings.risk_limits, settings.execution, self.catalogue, self.calendar
+                    settings.risk_limits,
+                    settings.execution,
+                    self.catalogue,
+                    self.calendar,
+                    TradingDesk(self.mode, self.timeframes),
                 )
             case "execution":
                 return ExecutionActor(settings.execution, self.catalogue, self.calendar)

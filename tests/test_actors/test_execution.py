@@ -224,6 +224,7 @@ def test_a_filled_entry_is_a_position_with_levels_brokerage_and_capital() -> Non
             target_price=Decimal(22060),
             trailing_stop_price=Decimal(21970),
             entry_ns=OPEN_NS,
+            decision_id=order.decision_id,
         )
     ]
 

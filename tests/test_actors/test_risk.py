@@ -425,6 +425,7 @@ def test_a_verdict_lists_every_rule_with_value_and_limit() -> None:
     assert [rule.rule for rule in verdict.rules] == [
         "kill switch",
         "duplicate decision id",
+        "automated trading",
         "decision age",
         "calendar horizon",
         "session phase",
