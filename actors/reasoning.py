@@ -5,11 +5,10 @@ an order is risk's.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +29,12 @@ from actors.policies import ReasoningSettings
 from actors.session import timeframe_minutes
 from hrm.config import HRMConfig
 from hrm.features import (
-    ATR_BARS,
     WARMUP_BARS,
+    WINDOW_BARS,
+    FeatureWindow,
     account_features,
-    average_true_range,
-    checked_bars,
     context_features,
     valid_actions,
-    window_features,
 )
 from hrm.thought import DeadlineBudget, Observation, RecordedBudget, Thought
 
@@ -136,9 +133,8 @@ class ReasoningActor(Actor[Input, Decision]):
         self._recorded = recorded
         # One row of features needs this many bars, whatever the settings say.
         self._needed_bars = max(settings.warm_up_bars, WARMUP_BARS + 1)
-        window = thinker.config.inputs.window_bars if thinker is not None else 0
-        self._kept_bars = max(self._needed_bars, window + WARMUP_BARS)
-        self._windows: dict[tuple[str, str], deque[_Row]] = {}  # by instrument and timeframe
+        self._window_bars = WINDOW_BARS if thinker is None else thinker.config.inputs.window_bars
+        self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by instrument and timeframe
         self._positions: dict[str, Position] = {}
         self._hold_because: str | None = None
 
@@ -162,15 +158,23 @@ class ReasoningActor(Actor[Input, Decision]):
         return None
 
     def _remember_bar(self, bar: Bar) -> str | None:
-        key = (bar.instrument, bar.timeframe)
-        window = self._windows.setdefault(key, deque(maxlen=self._kept_bars))
         try:
-            row = _row(bar)
+            bar_ns = timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
+            key = (bar.instrument, bar.timeframe)
+            if key not in self._windows:
+                self._windows[key] = FeatureWindow(bar_ns, self._window_bars)
+            # It counts as ending a full bar after its open, also where the session cut it short: so
+            # it does in the candles that the model was trained on, which carry only that time.
+            self._windows[key].add(
+                float(bar.open),
+                float(bar.high),
+                float(bar.low),
+                float(bar.close),
+                float(bar.volume),
+                bar.open_ns + bar_ns,
+            )
         except ValueError as error:
             return str(error)
-        if window and row.close_ns <= window[-1].close_ns:
-            return f"close_ns must be later than that of the bar before, was {bar.close_ns}"
-        window.append(row)
         return None
 
     def _decide(self, context: MarketContext, problem: str | None) -> Decision:
@@ -180,7 +184,7 @@ class ReasoningActor(Actor[Input, Decision]):
             return _hold(context, f"no valid model: {self._no_thinker_because}", policy="hold")
         if problem is not None:
             return _hold(context, f"no valid bar: {problem}", failed=True)
-        seen = len(self._windows[context.instrument, context.timeframe])
+        seen = len(self._windows[context.instrument, context.timeframe].stream)
         if seen < self._needed_bars:
             return _hold(context, f"warming up: {seen} of {self._needed_bars} bars")
         try:
@@ -191,7 +195,7 @@ class ReasoningActor(Actor[Input, Decision]):
             )
 
     def _think(self, thinker: Thinker, context: MarketContext) -> Decision:
-        observation = self._observe(thinker.config, context)
+        observation = self._observe(context)
         if self._recorded is None:
             budget = self._deadline(thinker, context)
             thought = thinker.reason(
@@ -216,24 +220,12 @@ class ReasoningActor(Actor[Input, Decision]):
             return self._budget_for(context)
         return DeadlineBudget(thinker.config.performance.max_inference_time_ms)
 
-    def _observe(self, config: HRMConfig, context: MarketContext) -> Observation:
+    def _observe(self, context: MarketContext) -> Observation:
         """Turn window, account and context into what the model reads."""
-        rows = self._windows[context.instrument, context.timeframe]
-        numbers = np.array([row[:5] for row in rows], dtype=np.float64)
-        opens, highs, lows, closes, volumes = numbers.T  # [N] each, oldest first
-        bars, mask = window_features(
-            opens,
-            highs,
-            lows,
-            closes,
-            volumes,
-            np.array([row.close_ns for row in rows], dtype=np.int64),
-            timeframe_minutes(context.timeframe) * _NS_PER_MINUTE,
-            window=config.inputs.window_bars,
-        )
+        window = self._windows[context.instrument, context.timeframe]
+        bars, mask = window.read()
         # The same mean that the model was trained with; the context's own serves the stops.
-        newest = slice(-ATR_BARS - 1, None)
-        atr = float(average_true_range(highs[newest], lows[newest], closes[newest])[-1])
+        atr = window.stream.average_true_range
         position = self._positions.get(context.instrument)
         allowed = valid_actions(_sign(position))
         missing = context.missing
@@ -288,36 +280,6 @@ class ReasoningActor(Actor[Input, Decision]):
         largest = instrument.max_lots(position.average_price, capital, Decimal(0))
         share = min(lots / largest, 1.0) if largest else 1.0
         return math.copysign(share, position.net_quantity)
-
-
-class _Row(NamedTuple):
-    """One bar as the features take it."""
-
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    close_ns: int
-
-
-def _row(bar: Bar) -> _Row:
-    """Return a bar as numbers, or raise ValueError if it cannot be true.
-
-    It counts as ending a full bar after its open, also where the session cut it short: so it does
-    in the candles that the model was trained on, which carry only their open time.
-    """
-    close_ns = bar.open_ns + timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
-    row = _Row(
-        open=float(bar.open),
-        high=float(bar.high),
-        low=float(bar.low),
-        close=float(bar.close),
-        volume=float(bar.volume),
-        close_ns=close_ns,
-    )
-    checked_bars(*([number] for number in row))
-    return row
 
 
 def _check(thought: Thought, observation: Observation) -> None:

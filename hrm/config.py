@@ -160,10 +160,10 @@ class InputsConfig(Block):
     """
 
     window_bars: int = Field(default=64, ge=1)
-    n_features: int = Field(default=32, ge=1)
+    n_features: int = Field(default=54, ge=1)
     n_context: int = Field(default=8, ge=1)
     instruments: int = Field(default=64, ge=1)
-    timeframes: int = Field(default=8, ge=1)
+    timeframes: int = Field(default=16, ge=1)
     instrument_width: int = Field(default=64, ge=1)
     timeframe_width: int = Field(default=32, ge=1)
 
@@ -191,7 +191,7 @@ class HRMConfig(Block):
 
     @classmethod
     def preset(cls, name: PresetName) -> Self:
-        """Build a named size: production (27 M parameters), medium (4.5 M) or small (0.6 M)."""
+        """Build a named size: production (27 M parameters), medium (4.5 M) or small (0.7 M)."""
         if name not in _PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(_PRESETS)}")
         return cls.model_validate(_PRESETS[name])

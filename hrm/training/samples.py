@@ -14,7 +14,23 @@ from hrm.training.candles import IntArray
 from hrm.training.market_table import Account, MarketTable, Observation
 from hrm.training.prior import prior_policy
 
-VOLUME_COLUMN = FEATURE_NAMES.index("volume_ratio_16")
+VOLUME_COLUMNS = [FEATURE_NAMES.index(name) for name in ("volume_ratio_16", "volume_known")]
+LONG_COLUMNS = [i for i, name in enumerate(FEATURE_NAMES) if "x12" in name]
+DAY_COLUMNS = [
+    FEATURE_NAMES.index(name)
+    for name in (
+        "day_return",
+        "day_range",
+        "place_in_day",
+        "day_gap",
+        "place_in_previous_day",
+        "day_known",
+    )
+]
+EXPIRY_COLUMN = FEATURE_NAMES.index("expiry_nearness")
+DEPTH_COLUMNS = [FEATURE_NAMES.index(name) for name in ("spread", "depth_imbalance", "depth_known")]
+USUAL_SPREAD_ATR = 0.1  # scale of the spreads drawn, in average true ranges
+LONGEST_EXPIRY_DAYS = 35
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +62,10 @@ def draw_samples(
     """Draw bars and positions, and work out the net reward of every action in each.
 
     The market does not depend on our position, so the outcome of actions not taken is known too.
-    Part of the samples show only the newest bars (a daemon's first hours), hide the names of
-    instrument and timeframe, or carry correlation and news numbers drawn at random: sources that
-    this history lacks, so that the model learns to disregard them instead of reading live values
-    through untrained weights.
+    Part of the samples show only the newest bars, without the columns that look further back (a
+    daemon's first hours), hide the names of instrument and timeframe, or carry correlation, news,
+    expiry and depth drawn at random: sources that this history lacks, so that the model learns to
+    disregard them instead of reading live values through untrained weights.
     """
     chosen = generator.choice(rows, size=count)
     accounts = [_drawn_account(table, int(row), generator) for row in chosen]
@@ -64,8 +80,14 @@ def draw_samples(
     observation = table.observe(
         chosen, accounts, visible=visible, is_unknown=is_unknown, context=context
     )
-    hide_volume = generator.random(count) < 0.5
-    _hide_volume(observation, hide_volume)
+    changes = _ColumnChanges(
+        no_volume=generator.random(count) < 0.5,
+        is_young=visible < table.window,
+        no_day=(visible < table.window) & (generator.random(count) < 0.5),
+        has_depth=generator.random(count) < 0.25,
+        expiry=_drawn_expiry(count, generator),
+    )
+    changes.apply(observation, generator)
 
     reward = np.zeros((count, len(Action)), dtype=np.float32)
     valid = np.zeros((count, len(Action)), dtype=np.bool_)
@@ -88,7 +110,7 @@ def draw_samples(
         visible=np.minimum(visible + table.labels.commit_bars, table.window)[three],
         is_unknown=is_unknown[three],
     )
-    _hide_volume(next_observation, hide_volume[three])
+    changes.rows(three).apply(next_observation, generator)
     later = table.volatility[chosen + table.labels.commit_bars]
     return Samples(
         observation=observation,
@@ -171,6 +193,53 @@ def _drawn_account(table: MarketTable, row: int, generator: np.random.Generator)
     return table.aged(table.opened(entry, sign, size, capital), row)
 
 
-def _hide_volume(observation: Observation, is_hidden: NDArray[np.bool_]) -> None:
-    column = VOLUME_COLUMN
-    observation.bars[is_hidden, :, column] = 0.0
+def _drawn_expiry(count: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Draw how near an expiry is, [count], 0 (not known) for three samples in four."""
+    days = generator.integers(0, LONGEST_EXPIRY_DAYS + 1, count)
+    is_known = generator.random(count) < 0.25
+    return np.where(is_known, 1.0 / (1.0 + days), 0.0).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnChanges:
+    """Say which columns of which samples are hidden or drawn, [B] each."""
+
+    no_volume: NDArray[np.bool_]
+    is_young: NDArray[np.bool_]  # nothing that looks back further than the bars shown
+    no_day: NDArray[np.bool_]
+    has_depth: NDArray[np.bool_]
+    expiry: NDArray[np.float32]
+
+    def rows(self, index: IntArray) -> "_ColumnChanges":
+        """Return the changes of the samples at `index`."""
+        return _ColumnChanges(
+            self.no_volume[index],
+            self.is_young[index],
+            self.no_day[index],
+            self.has_depth[index],
+            self.expiry[index],
+        )
+
+    def apply(self, observation: Observation, generator: np.random.Generator) -> None:
+        """Change the bars in place; what the history knows itself is never drawn."""
+        bars, mask = observation.bars, observation.bars_mask
+        for is_hidden, columns in (
+            (self.no_volume, VOLUME_COLUMNS),
+            (self.is_young, LONG_COLUMNS),
+            (self.no_day, DAY_COLUMNS),
+        ):
+            kept = np.ones(bars.shape[2], dtype=np.float32)
+            kept[columns] = 0.0
+            bars[is_hidden] *= kept
+        unknown = mask & (bars[:, :, EXPIRY_COLUMN] == 0.0)
+        bars[:, :, EXPIRY_COLUMN] += unknown * self.expiry[:, None]
+        drawn = np.stack(
+            [
+                generator.exponential(USUAL_SPREAD_ATR, mask.shape),
+                generator.uniform(-1.0, 1.0, mask.shape),
+                np.ones(mask.shape),
+            ],
+            axis=-1,
+        )  # [B, T, 3]
+        unknown = mask & (bars[:, :, DEPTH_COLUMNS[-1]] == 0.0) & self.has_depth[:, None]
+        bars[:, :, DEPTH_COLUMNS] += (unknown[:, :, None] * drawn).astype(np.float32)

@@ -28,7 +28,6 @@ from hrm.features import (
     context_features,
     return_volatility,
     valid_actions,
-    window_features,
 )
 
 BAR_NS = 300_000_000_000
@@ -85,21 +84,6 @@ def test_the_model_settings_expect_exactly_these_widths() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 1000), end=st.integers(WARMUP_BARS + 1, 300), window=st.integers(1, 64))
-def test_a_live_window_equals_the_whole_history_to_the_last_bit(
-    seed: int, end: int, window: int
-) -> None:
-    history = walk(300, seed)
-    known = last(first(history, end), window + WARMUP_BARS)
-
-    rows, mask = window_features(**known, bar_ns=BAR_NS, window=window)
-
-    whole = features_of(history)[max(end - window, WARMUP_BARS) : end]
-    np.testing.assert_array_equal(rows[mask], whole)
-    assert mask.sum() == min(window, end - WARMUP_BARS)
-
-
-@settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 1000), cut=st.integers(WARMUP_BARS + 1, 199))
 def test_no_row_knows_a_later_bar(seed: int, cut: int) -> None:
     history, other = walk(200, seed), walk(200, seed + 5000)
@@ -127,8 +111,9 @@ def test_a_market_that_never_moves_gives_finite_zeros() -> None:
 
     rows = features_of(still)
 
-    timeless = [i for i, name in enumerate(FEATURE_NAMES) if "_of_" not in name]
-    kept = [i for i in timeless if FEATURE_NAMES[i] != "range_ratio"]
+    told = ("_of_", "range_ratio", "_known", "volatility_level")
+    kept = [i for i, name in enumerate(FEATURE_NAMES) if not any(part in name for part in told)]
+    assert len(kept) > 40
     assert np.all(rows[:, kept] == 0)
     assert np.isfinite(rows).all()
 
@@ -162,6 +147,7 @@ def test_unknown_volume_reads_as_the_usual_volume() -> None:
     rows = features_of(columns | {"volume": np.zeros(60)})
 
     assert np.all(column(rows, "volume_ratio_16") == 0)
+    assert np.all(column(rows, "volume_known") == 0)
 
 
 def test_noon_and_midnight_are_opposite() -> None:
@@ -172,20 +158,6 @@ def test_noon_and_midnight_are_opposite() -> None:
 
     np.testing.assert_allclose(np.abs(column(rows, "time_of_day_cos")), 1.0, atol=1e-6)
     assert np.all(column(rows, "time_of_day_cos")[1:] * column(rows, "time_of_day_cos")[:-1] < 0)
-
-
-def test_a_young_window_is_masked_from_the_front() -> None:
-    rows, mask = window_features(**walk(WARMUP_BARS + 5), bar_ns=BAR_NS, window=64)
-
-    assert mask.tolist() == [False] * 59 + [True] * 5
-    assert np.all(rows[~mask] == 0)
-
-
-def test_too_few_bars_give_an_empty_window_instead_of_an_error() -> None:
-    rows, mask = window_features(**walk(WARMUP_BARS), bar_ns=BAR_NS, window=64)
-
-    assert not mask.any()
-    assert not rows.any()
 
 
 @pytest.mark.parametrize(
@@ -240,11 +212,6 @@ def test_times_that_are_not_integers_are_refused() -> None:
 def test_a_bar_length_that_is_not_positive_is_refused(bar_ns: int) -> None:
     with pytest.raises(ValueError, match="bar_ns must be positive"):
         bar_features(**walk(50), bar_ns=bar_ns)
-
-
-def test_a_window_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="window must be positive, was 0"):
-        window_features(**walk(50), bar_ns=BAR_NS, window=0)
 
 
 def test_the_average_true_range_is_the_mean_of_fourteen() -> None:
@@ -496,4 +463,4 @@ def test_a_position_sign_that_is_none_is_refused() -> None:
 
 def test_the_schema_digest_is_that_of_the_released_features() -> None:
     # A changed formula, name or constant makes trained weights worthless: train again, then this.
-    assert FEATURE_SCHEMA_SHA256.startswith("59c9e5af20c2")
+    assert FEATURE_SCHEMA_SHA256.startswith("24e1c7e1681b")
