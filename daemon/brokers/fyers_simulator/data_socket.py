@@ -55,6 +55,7 @@ class DataSocket:
         self._ack_every = ack_every
         self._most_topics = most_topics
         self._open: list[_Client] = []
+        self.acknowledged = 0  # number of the last data frame that a client acknowledged
         self.refused = 0  # connections turned away because another is open
 
     @property
@@ -125,7 +126,6 @@ class _Client:
     def __init__(self, server: DataSocket, connection: Connection) -> None:
         self.connection = connection
         self.is_refused = False
-        self.acknowledged = 0
         self._server = server
         self._stream: FaultyStream[bytes] = FaultyStream(server.faults, "data")
         self._topics: dict[str, _Topic] = {}
@@ -155,7 +155,7 @@ class _Client:
         if request.type == FrameType.AUTHENTICATE:
             return await self._authenticate(request)
         if request.type == FrameType.ACKNOWLEDGE:
-            self.acknowledged = request.message_number
+            self._server.acknowledged = request.message_number
         elif request.type == FrameType.MODE:
             if request.is_lite:
                 self._lite.update(request.channels)
