@@ -33,6 +33,7 @@ from daemon.settings import (
     load_sessions,
     load_settings,
 )
+from daemon.simulate_command import simulate_broker
 from daemon.synth_command import synth
 from daemon.trace import trace as trace_order
 from daemon.wiring import graph
@@ -308,6 +309,7 @@ def trace(
     _print({"order": order_id, "session": folder.name, "chain": chain}, as_json)
 
 
+app.command()(simulate_broker)
 app.command()(synth)
 app.command()(model)
 

@@ -9,6 +9,7 @@ those of BSE's freeze quantities are not confirmed. Start prices are round numbe
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -47,6 +48,7 @@ _MONTHS: Final = [
 ]
 _MONTH_LETTERS: Final = "123456789OND"
 _STRIKES_EACH_WAY: Final = 25
+_LONGEST_BREAK_DAYS: Final = 10
 _MONTHLY_EXPIRIES: Final = 2
 _WEEKLY_EXPIRIES: Final = 3
 _BAND_OF: Final = {"share": 0.10, "index": 0.20, "future": 0.10}
@@ -210,6 +212,12 @@ class Master:
         for contract in contracts:
             self.add(contract)
 
+    def copy(self) -> "Master":
+        """Return a master that can be changed without changing this one."""
+        twin = Master(iter(()))
+        twin.by_symbol, twin.by_topic = dict(self.by_symbol), dict(self.by_topic)
+        return twin
+
     def add(self, contract: Contract) -> None:
         """List a contract, replacing one of the same symbol."""
         self.by_symbol[contract.symbol] = contract
@@ -284,7 +292,12 @@ def build_master(
     day: date, sessions: SessionCalendar, prices: dict[str, int] | None = None
 ) -> Master:
     """List everything that trades on a day around the given prices in paise (default: built in)."""
-    return Master(_contracts(day, sessions, prices or {}))
+    return _master_of(day, sessions, tuple(sorted((prices or {}).items()))).copy()
+
+
+@lru_cache(maxsize=8)
+def _master_of(day: date, sessions: SessionCalendar, prices: tuple[tuple[str, int], ...]) -> Master:
+    return Master(_contracts(day, sessions, dict(prices)))
 
 
 def _contracts(day: date, sessions: SessionCalendar, prices: dict[str, int]) -> Iterator[Contract]:
@@ -416,7 +429,9 @@ def _monthly_expiries(day: date, market: str, sessions: SessionCalendar) -> list
 
 
 def _trading_day(day: date, market: str, sessions: SessionCalendar) -> date:
-    """Return the day itself, or the trading day before it."""
-    while sessions.interval(market, instant_ns(day, time(12))) is None:
-        day -= timedelta(days=1)
+    """Return the day itself, or the trading day before it; itself where no hours are known."""
+    for back in range(_LONGEST_BREAK_DAYS):
+        earlier = day - timedelta(days=back)
+        if sessions.interval(market, instant_ns(earlier, time(12))) is not None:
+            return earlier
     return day

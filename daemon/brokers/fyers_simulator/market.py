@@ -88,10 +88,16 @@ class _Played:
         self._ticks = (event for event in events if isinstance(event, Tick))
         self._next = next(self._ticks, None)
 
-    def until(self, now_ns: int) -> Iterator[tuple[int, int]]:
-        """Yield instant and price of the path's points up to now, once each."""
+    @property
+    def next_ns(self) -> int | None:
+        """When the next point of the path is due; None at the end of the candles."""
+        return None if self._next is None else self._next.event_ns
+
+    def until(self, now_ns: int) -> Iterator[tuple[int, int, int]]:
+        """Yield instant, price and volume of the day of the points up to now, once each."""
         while self._next is not None and self._next.event_ns <= now_ns:
-            yield self._next.event_ns, round(self._next.last_price * self.contract.scale)
+            price = round(self._next.last_price * self.contract.scale)
+            yield self._next.event_ns, price, self._next.volume_today
             self._next = next(self._ticks, None)
 
     def bars(self, start_ns: int, end_ns: int) -> Iterator[Bar]:
@@ -138,6 +144,12 @@ class Market:
         if seconds == 0:
             return []
         return [quote for quote in self._quotes.values() if self._move(quote, seconds)]
+
+    @property
+    def next_point_ns(self) -> int | None:
+        """When the next point of played candles is due, None without any."""
+        due = [at for played in self._played.values() if (at := played.next_ns) is not None]
+        return min(due, default=None)
 
     def quote(self, symbol: str) -> Quote:
         """Return the live quote of a listed symbol; KeyError for another."""
@@ -258,20 +270,12 @@ class Market:
 
     def _move(self, quote: Quote, seconds: float) -> bool:
         contract = quote.contract
+        played = self._played.get(contract.symbol)
+        if played is not None:
+            return self._play(quote, played)
         if not self.hours.trades(contract, self.now_ns):
             return False
         self._roll_day(quote)
-        played = self._played.get(contract.symbol)
-        if played is not None:
-            moved = False
-            for instant_ns, price in played.until(self.now_ns):
-                self._spot[contract.symbol] = float(price)
-                self._print(quote, float(price), seconds)
-                quote.last = price
-                self._extend_day(quote)
-                self._record(quote, instant_ns)
-                moved = True
-            return moved
         if contract.symbol in self._spot:
             self._walk(contract, seconds)
         before = quote.volume
@@ -280,6 +284,21 @@ class Market:
         if contract.symbol in self._spot:
             self._record(quote, self.now_ns, quote.volume - before)
         return True
+
+    def _play(self, quote: Quote, played: _Played) -> bool:
+        """Follow the path of candles; when they trade is for them to say."""
+        moved = False
+        for instant_ns, price, volume in played.until(self.now_ns):
+            self._roll_day(quote)
+            self._spot[quote.contract.symbol] = float(price)
+            self._print(quote, float(price), 0.0)
+            quote.last = price
+            traded = max(0, volume - quote.volume)
+            self._trade(quote, traded)
+            self._extend_day(quote)
+            self._record(quote, instant_ns, traded)
+            moved = True
+        return moved
 
     def _walk(self, contract: Contract, seconds: float) -> None:
         volatility = contract.underlying.annual_volatility / math.sqrt(TRADING_DAYS)

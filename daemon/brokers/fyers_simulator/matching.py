@@ -9,6 +9,7 @@ to a band beyond the last price and rest as limit orders after that.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import date, time
 from typing import Any, Final, Literal
 
@@ -121,8 +122,13 @@ class Exchange:
             raise Refusal(INVALID, f"qty must be a whole number, was {quantity!r}")
         check_quantity(contract, quantity)
         check_prices(contract, type_, order.side, limit, stop)
+        check_stop_side(type_, order.side, stop, self.market.quote(contract.symbol).last)
         if quantity <= order.filled:
             raise Refusal(INVALID, f"qty must be above the {order.filled} already traded")
+        changed = replace(order, type=type_, limit=limit, stop=stop, quantity=quantity)
+        refusal = _exchange_refusal(changed) or self._margin_refusal(changed)
+        if refusal is not None:
+            raise Refusal(REJECTED, refusal)
         order.type, order.limit, order.stop, order.quantity = type_, limit, stop, quantity
         order.is_triggered, order.worst = False, 0
         self._tell_order(order)
@@ -191,8 +197,10 @@ class Exchange:
                 self._reach_exchange(order)
             elif not order.is_offline and not self._trades(contract):
                 self._end(order, Status.EXPIRED, "the session has ended")
-            elif order.status is Status.PENDING and self._trades(contract):
+            elif order.is_offline and self._trades(contract):
                 order.is_offline = False
+                self._reach_exchange(order)
+            elif order.status is Status.PENDING and not order.is_offline:
                 self._match(order, self.market.quote(contract.symbol))
         for is_cash in (True, False):
             due_ns = instant_ns(today, self._square_off[is_cash])
@@ -246,7 +254,7 @@ class Exchange:
             self._reach_exchange(order)
 
     def _reach_exchange(self, order: Order) -> None:
-        refusal = self._exchange_refusal(order)
+        refusal = _exchange_refusal(order)
         if refusal is not None:
             self._end(order, Status.REJECTED, refusal)
             return
@@ -265,21 +273,15 @@ class Exchange:
             return "RMS: offline orders are not taken while the market is open"
         if not order.is_offline and not is_trading:
             return f"RMS: market is closed for {order.contract.symbol}"
+        return self._margin_refusal(order)
+
+    def _margin_refusal(self, order: Order) -> str | None:
+        """Return why the money does not suffice for an order, new or changed."""
         needed = self.portfolio.order_margin(order)
-        available = self.portfolio.available(self._open.values())
+        others = [other for other in self._open.values() if other.id != order.id]
+        available = self.portfolio.available(others)
         if needed > available:
             return f"RMS: Margin Shortfall: required {needed:.2f}, available {available:.2f}"
-        return None
-
-    @staticmethod
-    def _exchange_refusal(order: Order) -> str | None:
-        contract = order.contract
-        if contract.freeze and order.quantity > contract.freeze:
-            return f"17070: quantity {order.quantity} is above the freeze of {contract.freeze}"
-        for price in (order.limit, order.stop):
-            if price and not contract.lower <= price <= contract.upper:
-                low, high = contract.lower / contract.scale, contract.upper / contract.scale
-                return f"16283: price is outside the band of {low:g} to {high:g}"
         return None
 
     def _match(self, order: Order, quote: Quote) -> None:
@@ -382,6 +384,18 @@ def protection_price(contract: Contract, side: int, last: int) -> int:
 def reply_code(action: Literal["place", "modify", "cancel"]) -> int:
     """Return the code of a successful order call."""
     return {"place": PLACED, "modify": MODIFIED, "cancel": CANCELLED_CODE}[action]
+
+
+def _exchange_refusal(order: Order) -> str | None:
+    """Return why the exchange does not take an order: quantity freeze or price band."""
+    contract = order.contract
+    if contract.freeze and order.quantity > contract.freeze:
+        return f"17070: quantity {order.quantity} is above the freeze of {contract.freeze}"
+    for price in (order.limit, order.stop):
+        if price and not contract.lower <= price <= contract.upper:
+            low, high = contract.lower / contract.scale, contract.upper / contract.scale
+            return f"16283: price is outside the band of {low:g} to {high:g}"
+    return None
 
 
 def _take(quote: Quote, side: int, price: int, quantity: int) -> None:

@@ -1,11 +1,13 @@
 """The simulator as a whole: one HTTP server on loopback, driven by its own clock."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from datetime import time as wall_time
+from decimal import Decimal
 from typing import Any, Final, Literal, Self
 
 from aiohttp import web
@@ -46,7 +48,7 @@ class SimulatorSettings:
     """What is simulated, from when, and how faithful in its limits."""
 
     seed: int = 1
-    start: datetime = DEFAULT_START  # market time at which the simulation begins
+    start: datetime | None = None  # market time; default: the first candle, or DEFAULT_START
     speed: float = 0.0  # market seconds per real second; 0: time moves with `advance` only
     port: int = 0  # 0: any free one
     balance: float = 1_000_000.0  # rupees
@@ -56,8 +58,7 @@ class SimulatorSettings:
     ack_every: int = 25  # data frames per acknowledgement; 0: none
     most_topics: int = 5_000
     refresh_is_allowed: bool = True
-    played: Mapping[str, CandleTable] = field(default_factory=dict)  # symbol -> its candles
-    extra: tuple[Instrument, ...] = ()  # played instruments that no exchange here lists
+    played: tuple[tuple[Instrument, CandleTable], ...] = ()  # candles instead of a seeded walk
     calendar: SessionCalendar | None = None  # default: config/sessions.yaml
 
 
@@ -120,7 +121,7 @@ class FyersSimulator:
         self.faults = Faults()
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
-        start_ns = round(self.settings.start.timestamp()) * NS_PER_SECOND
+        start_ns = _start_ns(self.settings)
         self.hours = TradingHours(self.settings.calendar or load_sessions())
         self.market = self._market(start_ns)
         account = self.settings.account
@@ -183,9 +184,10 @@ class FyersSimulator:
     async def stop(self) -> None:
         """Close every connection and the server."""
         if self._driver is not None:
-            self._driver.cancel()
-            await asyncio.gather(self._driver, return_exceptions=True)
-            self._driver = None
+            driver, self._driver = self._driver, None
+            driver.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await driver
         self.data_socket.abort_all()
         self.order_socket.abort_all()
         if self._runner is not None:
@@ -197,6 +199,11 @@ class FyersSimulator:
         if self._urls is None:
             raise ConfigError("the simulator is not running: use it in `async with`")
         return self._urls
+
+    @property
+    def driver(self) -> asyncio.Task[None] | None:
+        """What moves market time on; it ends only when it fails."""
+        return self._driver
 
     @property
     def account(self) -> Account:
@@ -213,12 +220,18 @@ class FyersSimulator:
 
     async def advance(self, seconds: float, *, step_s: float = 1.0) -> None:
         """Let market time pass in steps, with fills, square-off and frames as they come."""
-        end_ns = self.now_ns + round(seconds * NS_PER_SECOND)
-        while self.now_ns < end_ns:
-            await self.move_to(min(end_ns, self.now_ns + round(step_s * NS_PER_SECOND)))
+        await self.move_to(self.now_ns + round(seconds * NS_PER_SECOND), step_s=step_s)
 
-    async def move_to(self, now_ns: int) -> None:
-        """Let market time jump to an instant in one step."""
+    async def move_to(self, end_ns: int, *, step_s: float = 1.0) -> None:
+        """Let market time pass up to an instant; points of played candles are steps as well."""
+        step_ns = max(1, round(step_s * NS_PER_SECOND))
+        while self.now_ns < end_ns:
+            stops = [end_ns, self.now_ns + step_ns]
+            if (point_ns := self.market.next_point_ns) is not None:
+                stops.append(max(point_ns, self.now_ns + 1))
+            await self._step(min(stops))
+
+    async def _step(self, now_ns: int) -> None:
         async with self._moving:
             before = local_time(self.now_ns)
             quotes = self.market.advance_to(now_ns)
@@ -277,27 +290,15 @@ class FyersSimulator:
         }
 
     def _market(self, start_ns: int) -> Market:
-        day = self.settings.start.astimezone(IST).date()
-        prices = {
-            symbol: round(_first_price(table, start_ns) * 100)
-            for symbol, table in self.settings.played.items()
-        }
-        master = build_master(day, self.hours.calendar, prices)
-        for instrument in self.settings.extra:
-            table = self.settings.played[instrument.exchange_symbol]
-            precision = max(2, table.decimals)
-            price = round(_first_price(table, start_ns) * 10**precision)
-            master.add(listing(instrument, price, precision))
-        for symbol in self.settings.played:
-            if master.get(symbol) is None:
-                raise ConfigError(f"candles of {symbol}, which the simulator does not list")
-        return Market(
-            master,
-            self.hours,
-            seed=self.settings.seed,
-            start_ns=start_ns,
-            played=list(self.settings.played.items()),
-        )
+        played = [(i.exchange_symbol, table) for i, table in self.settings.played]
+        prices = {symbol: round(_first_price(table, start_ns) * 100) for symbol, table in played}
+        master = build_master(local_time(start_ns).date(), self.hours.calendar, prices)
+        for instrument, table in self.settings.played:
+            if master.get(instrument.exchange_symbol) is None:
+                precision = max(2, table.decimals, _decimals(instrument.tick_size))
+                price = round(_first_price(table, start_ns) * 10**precision)
+                master.add(listing(instrument, price, precision))
+        return Market(master, self.hours, seed=self.settings.seed, start_ns=start_ns, played=played)
 
     def _application(self) -> web.Application:
         api = RestApi(self.exchange, self.desk, self.limiter, self.faults, self.flush)
@@ -324,7 +325,8 @@ class FyersSimulator:
         while True:
             await asyncio.sleep(_REAL_STEP_S)
             passed_ns = self._monotonic_ns() - began_real_ns
-            await self.move_to(began_ns + round(passed_ns * self.settings.speed))
+            due_ns = began_ns + round(passed_ns * self.settings.speed)
+            await self.move_to(due_ns, step_s=_REAL_STEP_S * self.settings.speed)
 
     def _rejection(self) -> str | None:
         fault = self.faults.take("order_rejected")
@@ -372,6 +374,19 @@ class FyersSimulator:
             return web.json_response({"problem": f"no symbol {body.get('symbol')!r}"}, status=400)
         await self.set_price(body["symbol"], float(body["price"]))
         return web.json_response(self.state())
+
+
+def _start_ns(settings: SimulatorSettings) -> int:
+    if settings.start is not None:
+        return round(settings.start.timestamp()) * NS_PER_SECOND
+    if settings.played:
+        return min(int(table.open_ns[0]) for _, table in settings.played)
+    return round(DEFAULT_START.timestamp()) * NS_PER_SECOND
+
+
+def _decimals(tick_size: Decimal) -> int:
+    exponent = tick_size.normalize().as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def _first_price(table: CandleTable, start_ns: int) -> float:
