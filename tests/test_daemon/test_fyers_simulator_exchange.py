@@ -233,13 +233,38 @@ def test_intraday_positions_are_squared_off_by_the_risk_desk(
     assert [o.source for o in exchange.orders.values() if o.source != "ITS"] == ["A", "A"]
 
 
-def test_a_delivery_position_is_carried_into_the_next_day(simulator: FyersSimulator) -> None:
-    simulator.exchange.place(an_order(qty=3, productType="CNC"))
+def test_delivered_shares_are_holdings_from_the_next_day_and_can_be_sold(
+    simulator: FyersSimulator,
+) -> None:
+    bought = simulator.exchange.place(an_order(qty=3, productType="CNC"))
+    at(simulator, time(9, 30), date(2026, 11, 26))
+    held = simulator.portfolio.holdings[SBIN]
+    assert (held.quantity, held.average) == (3, bought.average)
+    assert simulator.portfolio.positions == {}
+    with pytest.raises(Refusal, match="3 held"):
+        simulator.exchange.place(an_order(qty=4, side=-1, productType="CNC"))
+
+    sold = simulator.exchange.place(an_order(qty=3, side=-1, productType="CNC"))
+    assert simulator.portfolio.net(SBIN) == -3
+    at(simulator, time(9, 30), date(2026, 11, 27))
+
+    assert simulator.portfolio.holdings == {}
+    earned = 3 * (sold.average - bought.average) / 100
+    assert simulator.portfolio.balance == pytest.approx(1_000_000 + earned)
+
+
+def test_shares_that_are_not_there_cannot_be_delivered(exchange: Exchange) -> None:
+    with pytest.raises(Refusal, match="0 held"):
+        exchange.place(an_order(side=-1, productType="CNC"))
+
+
+def test_a_derivative_position_is_carried_as_margin(simulator: FyersSimulator) -> None:
+    simulator.exchange.place(an_order(symbol=CALL, qty=65, productType="MARGIN"))
 
     at(simulator, time(9, 30), date(2026, 11, 26))
 
-    position = simulator.portfolio.positions[SBIN, "CNC"]
-    assert (position.net, position.carried_buy) == (3, 3)
+    position = simulator.portfolio.positions[CALL, "MARGIN"]
+    assert (position.net, position.carried_buy) == (65, 65)
     assert simulator.exchange.orders == {}
 
 

@@ -19,7 +19,7 @@ FaultKind = Literal[
     "rate_limited_bare",  # 429 without it
     "server_error",  # 502 with HTML
     "swallowed",  # never processed, never answered: the connection is cut after `seconds`
-    "unanswered",  # processed, but the connection is cut instead of the answer
+    "unanswered",  # processed, never answered: the connection is cut after `seconds`
     "slow_reply",  # answered after `seconds` of real time
     "no_acknowledgement",  # an order call: taken, answered with code 201
     "order_rejected",  # an order call: rejected by the risk desk
@@ -199,7 +199,7 @@ class Schedule:
     def _seconds(self, kind: FaultKind) -> float:
         if kind.endswith(("_mute", "_half_open")):
             return self._draw.uniform(1, _LONGEST_S)
-        if kind in ("slow_reply", "swallowed") or kind.endswith("_slow_handshake"):
+        if kind in ("slow_reply", "swallowed", "unanswered") or kind.endswith("_slow_handshake"):
             return self._draw.uniform(0, _SLOW_REPLY_S)
         return 0.0
 

@@ -6,6 +6,10 @@ told to `listeners` as events in the order socket's own words. So tests can driv
 An order passes TRANSIT (status 4) on to PENDING (6), TRADED (2) or REJECTED (5); parameter errors
 make no order at all. Orders of type 2 and triggered stops carry market protection: they fill up
 to a band beyond the last price and rest as limit orders after that.
+
+Assumed, since no document says it: the risk desk's rejects are told in the reply and kept in the
+book, the exchange's come after an accepted order; what rests at the close expires (7) and is not
+cancelled (1); an offline order meets the checks of the exchange when the market opens.
 """
 
 from collections.abc import Callable, Iterable
@@ -273,6 +277,10 @@ class Exchange:
             return "RMS: offline orders are not taken while the market is open"
         if not order.is_offline and not is_trading:
             return f"RMS: market is closed for {order.contract.symbol}"
+        if order.product == "CNC" and order.side == SELL:
+            there = self.portfolio.deliverable(order.contract.symbol, self._open.values())
+            if order.quantity > there:
+                return f"RMS: {order.quantity} shares to deliver, {there} held"
         return self._margin_refusal(order)
 
     def _margin_refusal(self, order: Order) -> str | None:

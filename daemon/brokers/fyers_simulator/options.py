@@ -5,9 +5,10 @@ The implied volatility of a strike K at forward F with t years to go is
     m = ln(K / F) / sqrt(t)
     volatility = at the money x (1 - 0.25 m / (1 + |m|) + 0.40 m² / (1 + m²))
 
-so that strikes below the forward cost more than those above, and both wings more than the middle,
-within [0.7, 1.7] of the volatility at the money. It is a shape, not a fit to any market. The rate
-is 6.5 % a year, without dividends. Time counts calendar seconds to 15:30 IST of the expiry day.
+so that a strike below the forward costs more than one as far above it, and far from it both wings
+cost more than the middle; within [0.7, 1.7] of the volatility at the money. It is a shape, not a
+fit to any market. The rate is 6.5 % a year, without dividends. Time counts calendar seconds to
+15:30 IST of the expiry day.
 """
 
 import math

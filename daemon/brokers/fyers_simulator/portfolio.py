@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from daemon.brokers.fyers_simulator.instruments import CASH, Contract, local_time
+from daemon.brokers.fyers_simulator.instruments import CASH, DERIVATIVES, Contract, local_time
 from daemon.brokers.fyers_simulator.market import Market
-from daemon.brokers.fyers_simulator.orders import BUY, Order
+from daemon.brokers.fyers_simulator.orders import BUY, SELL, Order
 
 # Shares of the value held as margin; the broker's own figures change daily and per contract.
 INTRADAY_SHARE_MARGIN: Final = 0.20
@@ -69,12 +69,26 @@ class Position:
             self.sell_value += quantity * price
 
 
+@dataclass(slots=True)
+class Holding:
+    """Shares delivered on an earlier day; average in points."""
+
+    contract: Contract
+    quantity: int
+    average: float
+
+
 class Portfolio:
-    """The account: balance, positions by (symbol, product), and what they bind."""
+    """The account: balance, positions by (symbol, product), holdings, and what they bind.
+
+    Shares bought for delivery become holdings on the next day. Selling them makes a position with
+    negative units, as the broker shows it, which reduces the holdings on the day after.
+    """
 
     def __init__(self, balance: float, market: Market) -> None:
-        self.balance = balance  # rupees at the start of the day
+        self.balance = balance  # rupees at the start of the day, the cost of holdings included
         self.positions: dict[tuple[str, str], Position] = {}
+        self.holdings: dict[str, Holding] = {}
         self._market = market
 
     def position(self, contract: Contract, product: str) -> Position:
@@ -82,12 +96,23 @@ class Portfolio:
         return self.positions.setdefault((contract.symbol, product), Position(contract, product))
 
     def net(self, symbol: str) -> int:
-        """Return the units held of a symbol over all products."""
+        """Return the units of a symbol in positions of all products, without holdings."""
         return sum(p.net for (name, _), p in self.positions.items() if name == symbol)
 
     @property
     def realised(self) -> float:
         return sum(position.realised for position in self.positions.values())
+
+    def deliverable(self, symbol: str, pending: Iterable[Order]) -> int:
+        """Return how many shares may still be sold as delivery."""
+        held = self.holdings.get(symbol)
+        position = self.positions.get((symbol, "CNC"))
+        promised = sum(
+            order.remaining
+            for order in pending
+            if order.contract.symbol == symbol and order.product == "CNC" and order.side == SELL
+        )
+        return (held.quantity if held else 0) + (position.net if position else 0) - promised
 
     def used(self, pending: Iterable[Order]) -> float:
         """Return the rupees bound by positions and by the orders that would add to them."""
@@ -95,6 +120,7 @@ class Portfolio:
             self._margin(p.contract, p.product, p.net, p.net_average)
             for p in self.positions.values()
         )
+        held += sum(h.quantity * h.average / h.contract.scale for h in self.holdings.values())
         return held + sum(self.order_margin(order) for order in pending)
 
     def available(self, pending: Iterable[Order]) -> float:
@@ -118,11 +144,28 @@ class Portfolio:
             if position.net == 0:
                 continue
             contract, net = position.contract, position.net
-            product = "CNC" if contract.segment == CASH else "MARGIN"
+            if contract.segment == CASH and (net > 0 or position.product == "CNC"):
+                self._deliver(position)
+                continue
+            product = "MARGIN" if contract.segment == DERIVATIVES else position.product
             kept = carried.setdefault((contract.symbol, product), Position(contract, product))
             kept.add(BUY if net > 0 else -BUY, abs(net), round(position.net_average))
             kept.carried_buy, kept.carried_sell = kept.buy_quantity, kept.sell_quantity
         self.positions = carried
+
+    def _deliver(self, position: Position) -> None:
+        """Book the day's delivery into or out of the holdings."""
+        contract, net = position.contract, position.net
+        held = self.holdings.setdefault(contract.symbol, Holding(contract, 0, 0.0))
+        if net > 0:
+            cost = held.quantity * held.average + net * position.net_average
+            held.quantity += net
+            held.average = cost / held.quantity
+            return
+        self.balance += -net * (position.net_average - held.average) / contract.scale
+        held.quantity += net
+        if held.quantity == 0:
+            del self.holdings[contract.symbol]
 
     def settle_expired(self, now_ns: int) -> list[Position]:
         """Close at intrinsic value what expired before today; return those positions."""
@@ -148,6 +191,8 @@ class Portfolio:
                 return value
             spot = self._market.quote(contract.underlying.symbol).last
             return abs(units) * spot / contract.scale * SHORT_OPTION_MARGIN
+        if contract.segment == CASH and product == "CNC":
+            return value if units > 0 else 0.0  # what is sold was delivered before
         if contract.segment == CASH:
-            return value * (INTRADAY_SHARE_MARGIN if product == "INTRADAY" else 1.0)
+            return value * INTRADAY_SHARE_MARGIN
         return value * FUTURE_MARGIN

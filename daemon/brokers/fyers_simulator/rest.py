@@ -106,8 +106,8 @@ class RestApi:
             return _cut(request)
         if (refused := self._refused(where)) is not None:
             return refused
-        is_unanswered = self._faults.take("unanswered", where) is not None
-        slow = self._faults.take("slow_reply", where)
+        unanswered = self._faults.take("unanswered", where)
+        slow = unanswered or self._faults.take("slow_reply", where)
         try:
             if _needs_token(request):
                 self._desk.check_header(request.headers.get("Authorization", ""))
@@ -117,7 +117,7 @@ class RestApi:
         await self._flush()
         if slow is not None:
             await asyncio.sleep(slow.seconds)
-        return _cut(request) if is_unanswered else response
+        return response if unanswered is None else _cut(request)
 
     def _refused(self, where: str) -> web.Response | None:
         """Return the answer of a call that is turned away before anything is done."""
@@ -219,14 +219,12 @@ class RestApi:
         )
 
     async def _holdings(self, _request: web.Request) -> web.Response:
-        overall = {
-            "count_total": 0,
-            "total_investment": 0.0,
-            "total_current_value": 0.0,
-            "total_pl": 0.0,
-            "pnl_perc": 0.0,
-        }
-        return _ok(holdings=[], overall=overall)
+        holdings = list(self._exchange.portfolio.holdings.values())
+        listed = [
+            rows.holding_row(holding, self._market.quote(holding.contract.symbol), number)
+            for number, holding in enumerate(holdings, start=1)
+        ]
+        return _ok(holdings=listed, overall=rows.holdings_overall(listed))
 
     async def _positions(self, _request: web.Request) -> web.Response:
         portfolio = self._exchange.portfolio

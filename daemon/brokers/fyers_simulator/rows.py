@@ -8,7 +8,7 @@ from typing import Any
 from daemon.brokers.fyers_simulator.instruments import Contract, local_time
 from daemon.brokers.fyers_simulator.market import Market, Quote
 from daemon.brokers.fyers_simulator.orders import Order, Trade
-from daemon.brokers.fyers_simulator.portfolio import Portfolio, Position
+from daemon.brokers.fyers_simulator.portfolio import Holding, Portfolio, Position
 
 JsonObject = dict[str, Any]
 
@@ -215,6 +215,40 @@ def position_event(position: Position, market: Market) -> JsonObject:
         "fy_token": row["fyToken"],
         "exchange": row["exchange"],
         "segment": row["segment"],
+    }
+
+
+def holding_row(holding: Holding, quote: Quote, number: int) -> JsonObject:
+    """Return delivered shares as GET /holdings shows them."""
+    contract, scale = holding.contract, holding.contract.scale
+    cost, last = holding.average / scale, quote.last / scale
+    return {
+        "symbol": contract.symbol,
+        "holdingType": "HLD",
+        "quantity": holding.quantity,
+        "remainingQuantity": holding.quantity,
+        "costPrice": round(cost, 4),
+        "marketVal": round(last * holding.quantity, 4),
+        "ltp": last,
+        "pl": round((last - cost) * holding.quantity, 4),
+        "fyToken": contract.fy_token,
+        "exchange": contract.exchange,
+        "segment": contract.segment,
+        "isin": "",
+        "id": number,
+    }
+
+
+def holdings_overall(holdings: list[JsonObject]) -> JsonObject:
+    """Return the sums under the holdings."""
+    invested = sum(row["costPrice"] * row["quantity"] for row in holdings)
+    earned = sum(row["pl"] for row in holdings)
+    return {
+        "count_total": len(holdings),
+        "total_investment": round(invested, 4),
+        "total_current_value": round(sum(row["marketVal"] for row in holdings), 4),
+        "total_pl": round(earned, 4),
+        "pnl_perc": round(100 * earned / invested, 4) if invested else 0.0,
     }
 
 

@@ -1,0 +1,38 @@
+"""hrm-trader simulate-broker, from outside."""
+
+import signal
+import socket
+import urllib.request
+
+import pytest
+from command_line import Sandbox, wait_until
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_simulated_broker_says_where_it_is_and_serves_until_it_is_stopped(
+    sandbox: Sandbox,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = sandbox.start("simulate-broker", "--json", "--port", port, "--faults", "data_drop")
+    wait_until(lambda: "serving" in running.stderr, "a server")
+
+    where = f"http://127.0.0.1:{port}/sym_details/NSE_CM.csv"
+    with urllib.request.urlopen(where, timeout=10) as response:
+        assert b"NSE:SBIN-EQ" in response.read()
+    running.signal(signal.SIGTERM)
+    outcome = running.wait()
+
+    assert outcome.code == 0
+    outcome.assert_no_traceback()
+    assert outcome.answer["api"] == f"http://127.0.0.1:{port}/api/v3"
+    assert outcome.answer["access_token"].count(".") == 2
+
+
+def test_an_unknown_fault_is_refused_with_a_remedy(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("simulate-broker", "--json", "--faults", "gremlins")
+
+    assert outcome.code == 2
+    assert "gremlins" in outcome.answer["text"]
+    assert "data_drop" in outcome.answer["text"]
