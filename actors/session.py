@@ -208,14 +208,18 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class _Day:
-    """One session day of one market: which date, from when to when, and its trading."""
+class SessionDay:
+    """One session day of one market: which date, from when to when, and its trading.
+
+    special: the name of a day with hours of its own. is_covered: its hours are known.
+    """
 
     key: date
     start_ns: int
     end_ns: int
     is_covered: bool
     intervals: tuple[Interval, ...]
+    special: str | None = None
 
 
 class SessionCalendar:
@@ -229,8 +233,10 @@ class SessionCalendar:
     def __init__(self, table: SessionTable) -> None:
         self._table = table
         self._zones = {name: ZoneInfo(market.timezone) for name, market in table.markets.items()}
-        self._days: dict[tuple[str, date], _Day] = {}
-        self._last_day: dict[str, _Day] = {}  # a tick mostly falls on the day of the one before
+        self._days: dict[tuple[str, date], SessionDay] = {}
+        self._last_day: dict[
+            str, SessionDay
+        ] = {}  # a tick mostly falls on the day of the one before
 
     @property
     def table(self) -> SessionTable:
@@ -286,6 +292,13 @@ class SessionCalendar:
                 closed_since = interval.close_ns
         return None
 
+    def days(self, exchange: str, start_ns: int, end_ns: int) -> Iterator[SessionDay]:
+        """Yield every session day from that of `start_ns` to that of `end_ns`, trading or not."""
+        key, last = self._day_at(exchange, start_ns).key, self._day_at(exchange, end_ns).key
+        while key <= last:
+            yield self._day(exchange, key)
+            key += _ONE_DAY
+
     def bar_open_ns(self, exchange: str, timeframe: str | int, tick_ns: int) -> int:
         """Return the start of the bar that holds a tick, counted from the open of its session.
 
@@ -329,7 +342,7 @@ class SessionCalendar:
         self._market(exchange)
         return datetime.fromtimestamp(now_ns // _SECOND_NS, self._zones[exchange])
 
-    def _day_at(self, exchange: str, now_ns: int) -> _Day:
+    def _day_at(self, exchange: str, now_ns: int) -> SessionDay:
         last = self._last_day.get(exchange)
         if last is not None and last.start_ns <= now_ns < last.end_ns:
             return last
@@ -345,19 +358,19 @@ class SessionCalendar:
         first = self._market(exchange).hours[0]
         return first.open if first.opens_day_before else None
 
-    def _day(self, exchange: str, key: date) -> _Day:
+    def _day(self, exchange: str, key: date) -> SessionDay:
         known = self._days.get((exchange, key))
         if known is None:
             known = self._days[exchange, key] = self._make_day(exchange, key)
         return known
 
-    def _make_day(self, exchange: str, key: date) -> _Day:
+    def _make_day(self, exchange: str, key: date) -> SessionDay:
         market = self._market(exchange)
         calendar = self._table.calendars[market.calendar]
         begins = self._day_begins(exchange)
         start, end = (key, key + _ONE_DAY) if begins is None else (key - _ONE_DAY, key)
         midnight_or_roll = begins or time()
-        return _Day(
+        return SessionDay(
             key=key,
             start_ns=self._instant(exchange, start, midnight_or_roll),
             end_ns=self._instant(exchange, end, midnight_or_roll),
@@ -366,6 +379,9 @@ class SessionCalendar:
                 self._interval(exchange, key, hours)
                 for hours in _hours_of_day(market, calendar, key)
             ),
+            special=calendar.special_sessions[key].name
+            if key in calendar.special_sessions
+            else None,
         )
 
     def _interval(self, exchange: str, key: date, hours: IntervalHours) -> Interval:
@@ -386,7 +402,7 @@ class SessionCalendar:
         local = datetime.combine(day, moment, tzinfo=self._zones[exchange])
         return round(local.astimezone(UTC).timestamp()) * _SECOND_NS
 
-    def _covered_days_from(self, exchange: str, key: date) -> Iterator[_Day]:
+    def _covered_days_from(self, exchange: str, key: date) -> Iterator[SessionDay]:
         calendar = self._table.calendars[self._market(exchange).calendar]
         day = max(key, calendar.covered_from)
         while day <= calendar.covered_until:

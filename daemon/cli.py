@@ -20,6 +20,7 @@ import uvloop
 
 from actors.messages import Policy
 from daemon.clock import SystemClock
+from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
 from daemon.model_command import model
 from daemon.operator import Operator, stop_without_settings
@@ -312,6 +313,7 @@ def trace(
 app.command()(simulate_broker)
 app.command()(synth)
 app.command()(model)
+app.add_typer(data_commands)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""Features benchmark: what it reports, on a few bars; its speed is not judged here."""
+
+import pytest
+
+from benchmarks.features import LIBRARY_TOLERANCE, MAX_DIFFERENCE, measure
+from daemon.demo_data import demo_candles
+from daemon.history import load_candles
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, object]:
+    table = load_candles(demo_candles().path)
+    return measure(table.between(0, int(table.open_ns[700])), lookahead_bars=500)
+
+
+def test_both_ways_agree_and_nothing_looks_ahead(result: dict[str, object]) -> None:
+    assert float(str(result["max_abs_diff"])) <= MAX_DIFFERENCE
+    assert result["lookahead_violations"] == 0
+    assert result["bars"] == 700
+
+
+def test_the_library_agrees(result: dict[str, object]) -> None:
+    library = result["library"]
+    assert isinstance(library, dict)
+    assert library["columns"] == 32
+    assert library["max_relative_diff"] <= LIBRARY_TOLERANCE
+
+
+def test_a_state_fits_a_few_kilobytes(result: dict[str, object]) -> None:
+    sizes = result["snapshot_bytes"]
+    assert isinstance(sizes, dict)
+    assert max(sizes.values()) < 20_000

@@ -1,0 +1,239 @@
+"""Data check: what a file lacks beside its market's calendar, and what is odd in it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from actors.session import SessionCalendar
+from daemon.candle_schema import candle_frame
+from daemon.cli import app
+from daemon.data_check import DataReport, check_file
+from daemon.demo_data import demo_candles
+from daemon.errors import DataError
+from daemon.history import load_candles
+from daemon.settings import load_sessions
+
+SHARED = os.environ.get("HRM_TRADER_SHARED_DATA")
+MONDAY_S = 1_710_733_500  # 2024-03-18 09:15 IST
+DAY_S = 86_400
+BARS = 75
+Row = tuple[int, float, float, float, float, int]
+
+
+@pytest.fixture(scope="module")
+def calendar() -> SessionCalendar:
+    return load_sessions(None)
+
+
+def day_of(number: int, price: float = 22_000.0) -> list[Row]:
+    """Return the candles of the Monday plus so many days."""
+    opens = [MONDAY_S + number * DAY_S + 300 * k for k in range(BARS)]
+    closes = [price + (k * k) % 17 for k in range(BARS)]  # moves of many sizes
+    return [(at, c - 1, c + 3, c - 3, c, 0) for at, c in zip(opens, closes, strict=True)]
+
+
+def written(folder: Path, rows: list[Row], name: str = "Nifty_5.csv") -> Path:
+    """Write rows as the existing system does: with a nameless index column."""
+    lines = [",datetime,open,high,low,close,volume"]
+    lines += [f"{k},{','.join(map(str, row))}" for k, row in enumerate(rows)]
+    path = folder / name
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def reported(tmp_path: Path, calendar: SessionCalendar) -> Callable[[list[Row]], DataReport]:
+    return lambda rows: check_file(written(tmp_path, rows), calendar, "NSE")
+
+
+def test_whole_sessions_have_nothing_to_report(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    report = reported(day_of(0) + day_of(1) + day_of(2))
+
+    assert report.is_clean
+    assert report.gaps is not None
+    assert (report.gaps.missing_bars, report.outside_session, report.sessions) == (0, 0, 3)
+    assert not report.has_volume
+    assert report.zero_volume_bars == 3 * BARS
+
+
+def test_missing_bars_are_found_by_stretch_and_a_missing_session_by_date(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    first, last = day_of(0), day_of(3)
+
+    report = reported([*first[:10], *first[14:], *day_of(1), *last])
+
+    assert report.gaps is not None
+    assert report.gaps.missing_bars == 4 + BARS
+    assert report.gaps.stretches == 2
+    assert report.gaps.missing_sessions == ("2024-03-20",)
+    assert report.gaps.examples[1].start == "2024-03-18 04:35:00+00:00"
+
+
+def test_a_holiday_and_a_weekend_are_no_gaps(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    # Friday 2024-03-22, then Tuesday: Monday the 25th was Holi.
+    report = reported(day_of(4) + day_of(8))
+
+    assert report.gaps is not None
+    assert report.gaps.missing_bars == 0
+
+
+def test_bars_outside_the_session_and_off_its_grid_are_counted(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    evening = [(at + 12 * 3600, *rest) for at, *rest in day_of(0)[:3]]
+    shifted = [(at + 60, *rest) for at, *rest in day_of(1)]
+
+    report = reported([*day_of(0), *evening, *shifted])  # type: ignore[list-item]  # same shape
+
+    assert report.outside_session == 3
+    assert report.off_grid == BARS
+    assert report.gaps is not None
+    assert report.gaps.missing_bars == 0  # shifted bars cover the session all the same
+
+
+def test_a_session_that_the_calendar_lacks_is_named(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    report = reported(day_of(4) + day_of(5))  # a Friday and the Saturday after it
+
+    [special] = report.special_sessions
+    assert (special.date, special.name, special.bars) == ("2024-03-23", "not in the calendar", BARS)
+
+
+def test_repairs_are_counted_and_named(reported: Callable[[list[Row]], DataReport]) -> None:
+    rows = day_of(0) + day_of(1) + day_of(2)
+    rows[5], rows[6] = rows[6], rows[5]
+    rows.append(rows[20])
+
+    report = reported(rows)
+
+    assert not report.is_clean
+    assert (report.duplicates, report.conflicting_duplicates) == (1, 0)
+    assert report.unsorted_rows == 2
+    assert {finding.rule for finding in report.repairs} == {"duplicate", "out of order"}
+
+
+def test_a_price_that_stands_still_is_a_stale_run(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    rows = day_of(0)
+    rows[30:40] = [(at, *rows[30][1:]) for at, *_ in rows[30:40]]
+
+    report = reported(rows + day_of(1))
+
+    assert (report.stale_runs.runs, report.stale_runs.longest_bars) == (1, 9)
+
+
+def test_a_leap_within_a_session_is_an_outlier_and_a_leap_overnight_is_not(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    rows = day_of(0) + day_of(1, price=23_000.0)
+    at, _, _, _, _, volume = rows[40]
+    rows[40] = (at, 22_500.0, 22_503.0, 22_497.0, 22_501.0, volume)
+
+    report = reported(rows)
+
+    assert report.outliers.bars == 2  # there and back
+    assert "2024-03-18 07:05" in report.outliers.examples[0]
+
+
+def test_days_beyond_the_calendar_are_not_judged(
+    reported: Callable[[list[Row]], DataReport],
+) -> None:
+    years = 1100 * DAY_S
+    rows = [(at + years, *rest) for at, *rest in day_of(0)]
+
+    report = reported(rows)  # type: ignore[arg-type]  # same shape
+
+    assert report.uncovered_bars == BARS
+    assert report.gaps is not None
+    assert report.gaps.missing_bars == 0
+
+
+def test_without_a_market_there_is_no_calendar_to_hold_it_against(
+    tmp_path: Path, calendar: SessionCalendar
+) -> None:
+    report = check_file(written(tmp_path, day_of(0)), calendar, None)
+
+    assert report.gaps is None
+    assert report.special_sessions == ()
+
+
+@pytest.mark.skipif(SHARED is None, reason="HRM_TRADER_SHARED_DATA names no folder")
+def test_the_special_sessions_of_real_bars_are_named(calendar: SessionCalendar) -> None:
+    report = check_file(Path(str(SHARED)) / "nifty_5m.parquet", calendar, "NSE")
+
+    assert report.gaps is not None
+    assert (report.gaps.missing_bars, report.outside_session, report.off_grid) == (0, 0, 0)
+    assert [special.date for special in report.special_sessions] == ["2024-05-18", "2024-11-01"]
+
+
+def test_a_checked_table_fulfils_the_schema_and_a_doctored_one_is_refused() -> None:
+    table = load_candles(demo_candles().path)
+    assert len(candle_frame(table)) == len(table)
+
+    table.high.flags.writeable = True
+    table.high[3] = 0.5
+
+    with pytest.raises(DataError, match=r"break the schema: .*high is highest"):
+        candle_frame(table)
+
+
+# The command
+
+
+def run(*arguments: str) -> tuple[int, dict[str, object]]:
+    result = CliRunner().invoke(app, ["data", *arguments, "--json"])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    answer: dict[str, object] = json.loads(result.stdout)
+    return result.exit_code, answer
+
+
+def test_the_command_reports_on_the_embedded_candles() -> None:
+    status, answer = run("check", str(demo_candles().path))
+
+    assert status == 0
+    assert (answer["usable"], answer["market"], answer["rows_kept"]) == (True, "FX", 6225)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\xff\xfe",
+        b"PAR1 and then nothing",
+        b"datetime,open,high,low,close\n",
+        b"datetime,open,high,low,close\n1,2,3\n",
+        b"datetime,open,high,low,close\n1710733500,nan,nan,nan,nan\n1710733800,1,2,3,4\n",
+        b"a,b,c\n1,2,3\n",
+    ],
+)
+def test_a_broken_file_gets_a_reason_and_a_status_never_a_traceback(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "broken.csv"
+    path.write_bytes(content)
+
+    status, answer = run("check", str(path))
+
+    assert status == 1
+    assert answer["usable"] is False
+    assert str(path) in str(answer["problem"])
+
+
+def test_an_unknown_instrument_is_checked_without_a_calendar_unless_a_market_is_named(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, day_of(0), "Somebodys_Own_5.csv")
+
+    assert run("check", str(path))[1]["market"] is None
+    assert run("check", str(path), "--market", "NSE")[1]["market"] == "NSE"
