@@ -169,6 +169,24 @@ async def test_a_new_day_begins_with_the_close_of_the_last() -> None:
     assert quote.low <= quote.last <= quote.high
 
 
+async def test_each_day_lists_its_contracts_under_numbers_of_their_own() -> None:
+    simulator = a_simulator()
+    before = len(simulator.market.master.by_symbol)
+    await simulator.set_price(NIFTY, 25_900.0)
+
+    await simulator.move_to(instant_ns(date(2026, 12, 2), time(9, 30)), step_s=7_200)
+
+    master = simulator.market.master
+    assert master.expiries(NIFTY)[-3:] == [
+        date(2026, 12, 22),
+        date(2026, 12, 29),
+        date(2027, 1, 26),
+    ]
+    assert len(master.by_symbol) > before
+    topics = [contract.feed_topic for contract in master]
+    assert len(set(topics)) == len(topics)
+
+
 # Candles.
 
 

@@ -287,8 +287,21 @@ async def test_at_six_in_the_morning_tokens_die_and_sockets_close(
 
     with pytest.raises(Exception, match="expired"):
         simulator.desk.check(token)
-    assert simulator.data_socket.connections == 0
+    while (message := await feed.socket.receive(timeout=5)).type is aiohttp.WSMsgType.BINARY:
+        pass
+    assert message.type is aiohttp.WSMsgType.CLOSE
     simulator.desk.check(simulator.token())
+
+
+async def test_a_client_that_does_not_read_holds_up_nobody(
+    simulator: FyersSimulator, feed: Feed, session: aiohttp.ClientSession
+) -> None:
+    await feed.subscribe(*list(simulator.market.master.by_topic)[:200])
+
+    async with asyncio.timeout(20):
+        await simulator.advance(60)
+        async with session.get(f"{simulator.urls.public}/NSE_CM.csv") as response:
+            assert response.status == 200
 
 
 # The order socket.
@@ -331,7 +344,6 @@ async def test_an_order_is_told_of_step_by_step(
     simulator: FyersSimulator, events: aiohttp.ClientWebSocketResponse
 ) -> None:
     simulator.exchange.place(an_order(), source="W")
-    await simulator.flush()
 
     assert await heard(events) == ["order 4", "order 6", "trade", "order 2", "position"]
 
@@ -355,7 +367,6 @@ async def test_events_are_lost_repeated_reordered_and_late(
     simulator.faults.inject(kind)
 
     order = simulator.exchange.place(an_order())
-    await simulator.flush()
 
     assert await heard(events) == expected
     assert order.filled == 1
@@ -446,6 +457,8 @@ async def test_the_control_calls_do_what_the_object_does(
     assert [fault.count for fault in simulator.faults.armed] == [2]
     async with session.post(f"{control}/faults", json={"kind": "gremlins"}) as response:
         assert response.status == 400
+    async with session.post(f"{control}/price", json={"symbol": "NSE:NOPE-EQ"}) as response:
+        assert response.status == 400
     async with session.delete(f"{control}/faults") as response:
         assert response.status == 200
     assert simulator.faults.armed == []
@@ -468,7 +481,6 @@ async def test_under_all_faults_the_simulator_itself_keeps_its_books(
         side = 1 if number % 3 else -1
         with contextlib.suppress(Refusal):  # rejected on command
             asked += side * simulator.exchange.place(an_order(side=side)).quantity
-        await simulator.flush()
 
     assert simulator.portfolio.net(SBIN) == asked
     assert sum(trade.order.side * trade.quantity for trade in simulator.exchange.trades) == asked

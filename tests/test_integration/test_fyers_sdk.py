@@ -230,7 +230,6 @@ async def test_the_sdk_hears_of_orders_trades_and_positions(
     await sdk.wait_for(lambda event: event["event"] == "general" and event["value"]["code"] == 1605)
 
     order = simulator.exchange.place(an_order(qty=10))
-    await simulator.flush()
 
     done = await sdk.wait_for(
         lambda event: event["event"] == "orders" and event["value"]["orders"]["status"] == 2
@@ -249,7 +248,6 @@ async def test_the_sdk_hears_of_orders_trades_and_positions(
 
     await sdk.call("order", "unsubscribe", "OnGeneral")  # sends a nested list
     simulator.exchange.place(an_order(orderTag="sdk2"))
-    await simulator.flush()
 
     await sdk.wait_for(
         lambda event: (

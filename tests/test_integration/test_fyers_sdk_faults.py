@@ -71,7 +71,6 @@ async def test_after_a_slow_handshake_the_sdk_is_connected_and_deaf(
     await sdk.wait_for(lambda event: event["event"] == "message" and is_mode(event["value"]))
     await simulator.advance(30)
     simulator.exchange.place(an_order("s1"))
-    await simulator.flush()
 
     assert await sdk.call("data", "is_connected")
     assert await sdk.call("order", "is_connected")

@@ -11,7 +11,7 @@ is right (tests/test_integration/test_fyers_sdk.py). Nothing in it ever connects
         await simulator.set_price("NSE:SBIN-EQ", 820)  # trade there now; orders match
         simulator.faults.inject("unanswered", path="POST /api/v3/orders")   # see faults.py
         simulator.exchange.orders, .trades, simulator.portfolio.net(symbol)  # the truth
-        simulator.exchange.place(body, source="W"); await simulator.flush()  # a stranger's order
+        simulator.exchange.place(body, source="W")     # a stranger's order
 
 Market time stands still until `advance` moves it, or runs by itself with `speed`. The same seed and
 the same calls give the same market. `Exchange` works without HTTP, for tests of order handling.

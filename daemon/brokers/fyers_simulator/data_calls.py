@@ -56,6 +56,9 @@ def history(market: Market, query: Mapping[str, str]) -> JsonObject:
     if seconds is None:
         known = ", ".join(_SECONDS)
         raise Refusal(INVALID, f"resolution {resolution!r} is not simulated: use one of {known}")
+    finest = market.finest_seconds(contract.symbol)
+    if seconds % finest:
+        raise Refusal(INVALID, f"{contract.symbol} is played from candles of {finest} s")
     first_ns, last_ns = _range(query)
     most = DAILY_DAYS if seconds == SECONDS_PER_DAY else INTRADAY_DAYS
     if not first_ns <= last_ns <= first_ns + most * SECONDS_PER_DAY * NS_PER_SECOND:

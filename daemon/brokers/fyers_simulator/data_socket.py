@@ -80,18 +80,19 @@ class DataSocket:
         finally:
             if client in self._open:
                 self._open.remove(client)
+            await connection.finish()
         return connection.socket
 
-    async def push(self, quotes: Sequence[Quote]) -> None:
+    def push(self, quotes: Sequence[Quote]) -> None:
         """Send what changed to whoever subscribed to it."""
         moved = {quote.contract.symbol: quote for quote in quotes}
         for client in list(self._open):
-            await client.push(moved)
+            client.push(moved)
 
-    async def drop_all(self) -> None:
+    def drop_all(self) -> None:
         """Close all connections, as at a token change."""
         for client in list(self._open):
-            await client.connection.close()
+            client.connection.close()
 
     def abort_all(self) -> None:
         """Cut all connections, half-open ones too."""
@@ -140,20 +141,20 @@ class _Client:
             if message.type is not WSMsgType.BINARY:
                 continue
             try:
-                goes_on = await self._act(frames.read_request(message.data))
+                goes_on = self._act(frames.read_request(message.data))
             except BadFrame as problem:
-                await self.connection.close(1002, str(problem)[:100])
+                self.connection.close(1002, str(problem)[:100])
                 return
             if not goes_on:
-                await self.connection.close()
+                self.connection.close()
                 return
 
-    async def _act(self, request: Request) -> bool:
+    def _act(self, request: Request) -> bool:
         """Do what a frame asks for; return False to end the connection."""
         if request.type == FrameType.PING:
             return True
         if request.type == FrameType.AUTHENTICATE:
-            return await self._authenticate(request)
+            return self._authenticate(request)
         if request.type == FrameType.ACKNOWLEDGE:
             self._server.acknowledged = request.message_number
         elif request.type == FrameType.MODE:
@@ -161,32 +162,32 @@ class _Client:
                 self._lite.update(request.channels)
             else:
                 self._lite.difference_update(request.channels)
-            await self._send(frames.result(FrameType.MODE))
+            self._send(frames.result(FrameType.MODE))
         elif request.type in (FrameType.PAUSE, FrameType.RESUME):
             if request.type == FrameType.PAUSE:
                 self._paused.update(request.channels)
             else:
                 self._paused.difference_update(request.channels)
-            await self._send(frames.result(request.type))
+            self._send(frames.result(request.type))
         elif request.type == FrameType.SUBSCRIBE:
-            await self._subscribe(request)
+            self._subscribe(request)
         elif request.type == FrameType.UNSUBSCRIBE:
             for name in request.topics:
                 self._topics.pop(name, None)
-            await self._send(frames.result(FrameType.UNSUBSCRIBE))
+            self._send(frames.result(FrameType.UNSUBSCRIBE))
         return True
 
-    async def _authenticate(self, request: Request) -> bool:
+    def _authenticate(self, request: Request) -> bool:
         is_good = not self.is_refused and self._server.admits(request.text)
         self._is_admitted = is_good
         ack_every = self._server.ack_every if is_good else 0
-        await self._send(frames.authenticated(ack_every, is_accepted=is_good))
+        self._send(frames.authenticated(ack_every, is_accepted=is_good))
         return is_good and self._server.faults.take("data_close_after_auth") is None
 
-    async def _subscribe(self, request: Request) -> None:
+    def _subscribe(self, request: Request) -> None:
         faults = self._server.faults
         if not self._is_admitted or faults.take("data_subscribe_refused") is not None:
-            await self._send(frames.result(FrameType.SUBSCRIBE, is_accepted=False))
+            self._send(frames.result(FrameType.SUBSCRIBE, is_accepted=False))
             return
         names = request.topics
         too_many = len({*self._topics, *names}) > self._server.most_topics
@@ -194,9 +195,9 @@ class _Client:
             limit = frames.custom(
                 SYMBOL_LIMIT_CODE, "Symbol limit exceeded", int(FrameType.SUBSCRIBE)
             )
-            await self._send(limit)
+            self._send(limit)
             return
-        await self._send(frames.result(FrameType.SUBSCRIBE))
+        self._send(frames.result(FrameType.SUBSCRIBE))
         for name in names:
             contract = self._server.market.master.by_topic.get(name)
             if contract is None:
@@ -205,9 +206,9 @@ class _Client:
             id_ = known.id if known is not None else self._new_id()
             self._topics[name] = _Topic(id_, name, contract, request.channel)
         subscribed = [self._topics[name] for name in names if name in self._topics]
-        await self._send_records([self._record(topic) for topic in subscribed])
+        self._send_records([self._record(topic) for topic in subscribed])
 
-    async def push(self, moved: dict[str, Quote]) -> None:
+    def push(self, moved: dict[str, Quote]) -> None:
         """Send the changes of this connection's topics."""
         if not self._is_admitted or self._server.faults.lasts("data_mute"):
             return
@@ -216,7 +217,7 @@ class _Client:
             for topic in self._topics.values()
             if topic.channel not in self._paused and topic.contract.symbol in moved
         ]
-        await self._send_records(records)
+        self._send_records(records)
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -249,14 +250,14 @@ class _Client:
             precision=contract.precision,
         )
 
-    async def _send_records(self, records: Sequence[bytes]) -> None:
+    def _send_records(self, records: Sequence[bytes]) -> None:
         waiting = [record for record in records if record]
         if waiting:
             waiting = self._with_strange_records(waiting)
         for first in range(0, len(waiting), RECORDS_PER_FRAME):
             self._message_number += 1
             part = waiting[first : first + RECORDS_PER_FRAME]
-            await self._send_data(frames.data_frame(self._message_number, part))
+            self._send_data(frames.data_frame(self._message_number, part))
 
     def _with_strange_records(self, records: list[bytes]) -> list[bytes]:
         faults = self._server.faults
@@ -270,15 +271,15 @@ class _Client:
         tail = [b"?\0\0\0\0"] if faults.take("data_unknown_record") is not None else []
         return strange + records + tail
 
-    async def _send_data(self, frame: bytes) -> None:
+    def _send_data(self, frame: bytes) -> None:
         for sent in self._stream.through(frame):
             if self._server.faults.take("data_abort") is not None:
                 self.connection.abort_within(sent)
                 return
-            await self._send(sent)
+            self._send(sent)
 
-    async def _send(self, frame: bytes) -> None:
-        await self.connection.send(frame)
+    def _send(self, frame: bytes) -> None:
+        self.connection.send(frame)
 
 
 def topic_values(name: str, quote: Quote) -> Values:

@@ -1,7 +1,8 @@
 """Faults on command: what goes wrong next, how often, and a schedule of such things by seed.
 
 A fault is armed with `inject` and fires on the occasions it names; what fired is kept in `fired`.
-The parts of the simulator ask `take` at the place where the fault belongs. Times are market time.
+The parts of the simulator ask `take` at the place where the fault belongs. Times are market time;
+what lasts for 0 seconds lasts until `clear`.
 """
 
 from collections import Counter
@@ -67,6 +68,7 @@ SCHEDULED: Final[tuple[FaultKind, ...]] = tuple(
 _LONGEST_S: Final = 20.0  # of a scheduled fault that lasts
 _SLOW_REPLY_S: Final = 0.5
 _LATE_FRAMES: Final = 3
+_FOR_EVER: Final = 2**63
 
 Frame = TypeVar("Frame")
 
@@ -113,7 +115,8 @@ class Faults:
             return fault
         if kind.endswith("_mute"):
             self.fired[kind] += 1
-            self._until_ns[kind] = self._now_ns + round(seconds * NS_PER_SECOND)
+            until_ns = self._now_ns + round(seconds * NS_PER_SECOND)
+            self._until_ns[kind] = until_ns if seconds > 0 else _FOR_EVER
             return fault
         self._armed.append(fault)
         return fault

@@ -218,6 +218,17 @@ class Master:
         twin.by_symbol, twin.by_topic = dict(self.by_symbol), dict(self.by_topic)
         return twin
 
+    def list_missing(self, other: "Master") -> None:
+        """List the contracts of another day that are not listed yet.
+
+        They get numbers that nothing has had before: clients tell contracts apart by them.
+        """
+        free = 1 + max(int(contract.token) for contract in self)
+        for contract in other:
+            if contract.symbol not in self.by_symbol:
+                self.add(replace(contract, token=str(free)))
+                free += 1
+
     def add(self, contract: Contract) -> None:
         """List a contract, replacing one of the same symbol."""
         self.by_symbol[contract.symbol] = contract

@@ -34,7 +34,8 @@ from daemon.history import CandleTable
 
 LEVELS: Final = 5
 _OPTION_SPREAD: Final = 0.002  # of the premium, at least one tick
-_SIZES: Final = (1, 40)  # lots of a level
+_SIZES: Final = range(1, 41)  # lots of a level
+_ORDERS: Final = range(1, 31)  # that make up a level
 
 
 @dataclass(slots=True)
@@ -159,6 +160,10 @@ class Market:
             found = self._quotes[symbol] = self._derived(contract)
         return found
 
+    def spot_prices(self) -> dict[str, int]:
+        """Return the price in points at which each underlying stands."""
+        return {symbol: round(price) for symbol, price in self._spot.items()}
+
     @property
     def live_quotes(self) -> list[Quote]:
         """All quotes that somebody has asked for."""
@@ -185,6 +190,11 @@ class Market:
     def valuation(self, contract: Contract) -> Valuation:
         """Return price and sensitivities of an option, in points."""
         return self._valuation(contract, self._spot[contract.underlying.symbol], self.now_ns)
+
+    def finest_seconds(self, symbol: str) -> int:
+        """Return the shortest candles that are known of a symbol."""
+        played = self._played.get(self.master[symbol].underlying.symbol)
+        return 60 if played is None else played.table.bar_ns // NS_PER_SECOND
 
     def bars(self, symbol: str, start_ns: int, end_ns: int) -> list[Bar]:
         """Return candles that open in [start, end) up to now, as fine as they are known.
@@ -320,10 +330,10 @@ class Market:
             spread = max(spread, on_tick(fair * _OPTION_SPREAD, contract.tick))
         bid = max(contract.tick, math.floor((fair - spread / 2) / contract.tick) * contract.tick)
         quote.bid, quote.ask = bid, bid + spread
-        quote.bid_sizes = [draw.randint(*_SIZES) * contract.lot for _ in range(LEVELS)]
-        quote.ask_sizes = [draw.randint(*_SIZES) * contract.lot for _ in range(LEVELS)]
-        quote.bid_orders = [draw.randint(1, 30) for _ in range(LEVELS)]
-        quote.ask_orders = [draw.randint(1, 30) for _ in range(LEVELS)]
+        sizes = [lots * contract.lot for lots in draw.choices(_SIZES, k=2 * LEVELS)]
+        quote.bid_sizes, quote.ask_sizes = sizes[:LEVELS], sizes[LEVELS:]
+        orders = draw.choices(_ORDERS, k=2 * LEVELS)
+        quote.bid_orders, quote.ask_orders = orders[:LEVELS], orders[LEVELS:]
         quote.total_buy = sum(quote.bid_sizes) * draw.randint(5, 20)
         quote.total_sell = sum(quote.ask_sizes) * draw.randint(5, 20)
         quote.last = draw.choice((quote.bid, quote.ask))

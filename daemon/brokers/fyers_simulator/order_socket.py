@@ -5,7 +5,6 @@ It replays nothing. The token is checked at the upgrade.
 
 import asyncio
 import json
-from collections import deque
 from typing import Any, Final
 
 from aiohttp import WSMsgType, web
@@ -26,7 +25,6 @@ class OrderSocket:
         self._desk = desk
         self._faults = faults
         self._open: list[_Client] = []
-        self._events: deque[tuple[EventKind, dict[str, Any]]] = deque()
         self._lost_events = 0
 
     @property
@@ -50,26 +48,20 @@ class OrderSocket:
             await client.serve()
         finally:
             self._open.remove(client)
+            await connection.finish()
         return connection.socket
 
     def listen(self, kind: EventKind, event: dict[str, Any]) -> None:
-        """Take an event of the exchange; it goes out with the next `flush`."""
-        if not self._is_lost(kind):
-            self._events.append((kind, event))
+        """Send an event of the exchange to all who asked for its kind."""
+        if self._is_lost(kind) or self._faults.lasts("order_mute"):
+            return
+        for client in list(self._open):
+            client.push(kind, event)
 
-    async def flush(self) -> None:
-        """Send what has been taken to all who asked for it."""
-        while self._events:
-            kind, event = self._events.popleft()
-            if self._faults.lasts("order_mute"):
-                continue
-            for client in list(self._open):
-                await client.push(kind, event)
-
-    async def drop_all(self) -> None:
+    def drop_all(self) -> None:
         """Close all connections, as at a token change."""
         for client in list(self._open):
-            await client.connection.close()
+            client.connection.close()
 
     def abort_all(self) -> None:
         """Cut all connections, half-open ones too."""
@@ -99,38 +91,38 @@ class _Client:
     async def serve(self) -> None:
         async for message in self.connection.messages():
             if message.type is WSMsgType.TEXT:
-                await self._act(message.data)
+                self._act(message.data)
 
-    async def push(self, kind: EventKind, event: dict[str, Any]) -> None:
+    def push(self, kind: EventKind, event: dict[str, Any]) -> None:
         if kind not in self._wanted:
             return
         for text in self._stream.through(json.dumps({"s": "ok", kind: event})):
             if self._faults.take("order_abort") is not None:
                 self.connection.abort_within(text)
                 return
-            await self.connection.send(text)
+            self.connection.send(text)
 
-    async def _act(self, text: str) -> None:
+    def _act(self, text: str) -> None:
         if text == "ping":
-            await self.connection.send("pong")
+            self.connection.send("pong")
             return
         try:
             asked = json.loads(text)
         except json.JSONDecodeError:
             asked = None
         if not isinstance(asked, dict) or asked.get("T") != "SUB_ORD":
-            await self._answer(-50, "Please provide a valid request", "error")
+            self._answer(-50, "Please provide a valid request", "error")
             return
         names = _flat(asked.get("SLIST"))
         if asked.get("SUB_T") == -1:
             self._wanted.difference_update(names)
-            await self._answer(1605, "Successfully unsubscribed", "ok")
+            self._answer(1605, "Successfully unsubscribed", "ok")
             return
         self._wanted.update(name for name in names if name in KINDS)
-        await self._answer(1605, "Successfully subscribed", "ok")
+        self._answer(1605, "Successfully subscribed", "ok")
 
-    async def _answer(self, code: int, text: str, status: str) -> None:
-        await self.connection.send(json.dumps({"code": code, "message": text, "s": status}))
+    def _answer(self, code: int, text: str, status: str) -> None:
+        self.connection.send(json.dumps({"code": code, "message": text, "s": status}))
 
 
 def _flat(names: Any) -> list[str]:

@@ -175,7 +175,9 @@ class Portfolio:
             contract = position.contract
             if contract.expiry is None or contract.expiry >= today or position.net == 0:
                 continue
-            spot = self._market.quote(contract.underlying.symbol).previous_close
+            quote = self._market.quote(contract.underlying.symbol)
+            has_traded_today = local_time(quote.last_trade_ns).date() == today
+            spot = quote.previous_close if has_traded_today else quote.last
             worth = spot
             if contract.option_type != "XX":
                 sign = 1 if contract.option_type == "CE" else -1

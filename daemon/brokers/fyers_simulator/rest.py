@@ -54,14 +54,12 @@ class RestApi:
         desk: LoginDesk,
         limiter: RateLimiter,
         faults: Faults,
-        flush: Callable[[], Awaitable[None]],
     ) -> None:
         self._exchange = exchange
         self._market = exchange.market
         self._desk = desk
         self._limiter = limiter
         self._faults = faults
-        self._flush = flush  # sends the events of an order, which may overtake the reply
 
     def add_routes(self, app: web.Application) -> None:
         """Register every route; `app` must lead calls through `gate`."""
@@ -114,7 +112,6 @@ class RestApi:
             response = await handler(request)
         except Refusal as refusal:
             response = _refusal(refusal.code, refusal.text)
-        await self._flush()
         if slow is not None:
             await asyncio.sleep(slow.seconds)
         return response if unanswered is None else _cut(request)

@@ -39,6 +39,7 @@ from daemon.settings import load_sessions
 LOOPBACK: Final = "127.0.0.1"
 DEFAULT_START: Final = datetime(2026, 11, 25, 10, 0, tzinfo=IST)
 """A Wednesday, in the middle of a session, four days before an expiry."""
+_DATA_SOCKET, _ORDER_SOCKET = _SOCKETS = "/hsm/v1-5/prod", "/trade/v3"
 _SIX: Final = wall_time(6)
 _REAL_STEP_S: Final = 0.25
 
@@ -48,7 +49,7 @@ class SimulatorSettings:
     """What is simulated, from when, and how faithful in its limits."""
 
     seed: int = 1
-    start: datetime | None = None  # market time; default: the first candle, or DEFAULT_START
+    start: datetime | None = None  # India's time; default: the first candle, or DEFAULT_START
     speed: float = 0.0  # market seconds per real second; 0: time moves with `advance` only
     port: int = 0  # 0: any free one
     balance: float = 1_000_000.0  # rupees
@@ -91,12 +92,12 @@ class Urls:
     @property
     def data_socket(self) -> str:
         """`wss://socket.fyers.in/hsm/v1-5/prod`."""
-        return f"{self.base.replace('http', 'ws', 1)}/hsm/v1-5/prod"
+        return f"{self.base.replace('http', 'ws', 1)}{_DATA_SOCKET}"
 
     @property
     def order_socket(self) -> str:
         """`wss://socket.fyers.in/trade/v3`."""
-        return f"{self.base.replace('http', 'ws', 1)}/trade/v3"
+        return f"{self.base.replace('http', 'ws', 1)}{_ORDER_SOCKET}"
 
     @property
     def control(self) -> str:
@@ -235,14 +236,17 @@ class FyersSimulator:
         async with self._moving:
             before = local_time(self.now_ns)
             quotes = self.market.advance_to(now_ns)
+            now = local_time(now_ns)
+            if now.date() != before.date():
+                self._begin_day(now.date())
             self.faults.step(now_ns)
             self.exchange.step()
-            if _passed_six(before, local_time(now_ns)):
+            if _passed_six(before, now):
                 self.desk.revoke_all()
-                await self.data_socket.drop_all()
-                await self.order_socket.drop_all()
-            await self.data_socket.push(quotes)
-            await self.order_socket.flush()
+                self.data_socket.drop_all()
+                self.order_socket.drop_all()
+            self.data_socket.push(quotes)
+        await asyncio.sleep(0)  # whoever serves connections gets a turn with every step
 
     async def set_price(self, symbol: str, rupees: float) -> None:
         """Trade at a price now, match what it reaches, and tell the sockets."""
@@ -250,12 +254,7 @@ class FyersSimulator:
             scale = self.market.master[symbol].scale
             self.market.set_price(symbol, round(rupees * scale))
             self.exchange.step()
-            await self.data_socket.push(self.market.live_quotes)
-            await self.order_socket.flush()
-
-    async def flush(self) -> None:
-        """Send the order events that wait, after calling the exchange directly."""
-        await self.order_socket.flush()
+            self.data_socket.push(self.market.live_quotes)
 
     def change_session(self, day: date, hours: tuple[wall_time, wall_time] | None) -> None:
         """Give a day other hours than the calendar, None for a holiday."""
@@ -300,19 +299,27 @@ class FyersSimulator:
                 master.add(listing(instrument, price, precision))
         return Market(master, self.hours, seed=self.settings.seed, start_ns=start_ns, played=played)
 
+    def _begin_day(self, today: date) -> None:
+        """List the contracts of a new day, and give the user its requests back."""
+        prices = self.market.spot_prices()
+        self.market.master.list_missing(build_master(today, self.hours.calendar, prices))
+        self.limiter.new_day()
+
     def _application(self) -> web.Application:
-        api = RestApi(self.exchange, self.desk, self.limiter, self.faults, self.flush)
+        api = RestApi(self.exchange, self.desk, self.limiter, self.faults)
 
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.path.startswith(("/simulator", "/hsm", "/trade")):
+            if request.path.startswith("/simulator"):
+                return await _control(request, handler)
+            if request.path in _SOCKETS:
                 return await handler(request)
             return await api.gate(request, handler)
 
         app = web.Application(middlewares=[gate])
         api.add_routes(app)
-        app.router.add_get("/hsm/v1-5/prod", self.data_socket.handle)
-        app.router.add_get("/trade/v3", self.order_socket.handle)
+        app.router.add_get(_DATA_SOCKET, self.data_socket.handle)
+        app.router.add_get(_ORDER_SOCKET, self.order_socket.handle)
         app.router.add_get("/simulator/state", self._control_state)
         app.router.add_post("/simulator/faults", self._control_fault)
         app.router.add_delete("/simulator/faults", self._control_clear)
@@ -347,16 +354,13 @@ class FyersSimulator:
 
     async def _control_fault(self, request: web.Request) -> web.Response:
         body = await request.json()
-        try:
-            self.faults.inject(
-                body["kind"],
-                count=int(body.get("count", 1)),
-                after=int(body.get("after", 0)),
-                seconds=float(body.get("seconds", 0.0)),
-                path=str(body.get("path", "")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            return web.json_response({"problem": str(error)}, status=400)
+        self.faults.inject(
+            body["kind"],
+            count=int(body.get("count", 1)),
+            after=int(body.get("after", 0)),
+            seconds=float(body.get("seconds", 0.0)),
+            path=str(body.get("path", "")),
+        )
         return web.json_response(self.state())
 
     async def _control_clear(self, _request: web.Request) -> web.Response:
@@ -370,15 +374,23 @@ class FyersSimulator:
 
     async def _control_price(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if self.market.master.get(str(body.get("symbol"))) is None:
-            return web.json_response({"problem": f"no symbol {body.get('symbol')!r}"}, status=400)
         await self.set_price(body["symbol"], float(body["price"]))
         return web.json_response(self.state())
 
 
+async def _control(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let a control call through; what is wrong with it is its answer."""
+    try:
+        return await handler(request)
+    except (KeyError, TypeError, ValueError) as error:
+        return web.json_response({"problem": repr(error)}, status=400)
+
+
 def _start_ns(settings: SimulatorSettings) -> int:
     if settings.start is not None:
-        return round(settings.start.timestamp()) * NS_PER_SECOND
+        start = settings.start
+        zoned = start if start.tzinfo is not None else start.replace(tzinfo=IST)
+        return round(zoned.timestamp()) * NS_PER_SECOND
     if settings.played:
         return min(int(table.open_ns[0]) for _, table in settings.played)
     return round(DEFAULT_START.timestamp()) * NS_PER_SECOND
