@@ -12,7 +12,7 @@ DATA ?=
 SESSION ?= last
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static fix paper replay bench train units clean
+.PHONY: help setup demo test check static fix paper backtest replay bench train units clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ fix: setup  ## Format and apply the safe fixes
 
 paper: setup  ## Run the daemon in paper mode on DATA=, as systemd would
 	$(BIN)/hrm-trader run $(if $(DATA),--data $(DATA))
+
+backtest: setup  ## Run the chain over DATA= candles as fast as it goes, one JSON result
+	@$(BIN)/hrm-trader backtest --json --data $(or $(DATA),$(error DATA= must name a file of candles))
 
 replay: setup  ## Replay a recorded session, SESSION= folder, id or last
 	$(BIN)/hrm-trader replay $(SESSION)

@@ -30,7 +30,9 @@ from hrm.manifest import IntegrityError
 _PR_SET_PDEATHSIG = 1
 
 
-def load_thinker(plan: SessionPlan) -> Thinker | None:
+def load_thinker(
+    plan: SessionPlan, monotonic_ns: Callable[[], int] = time.monotonic_ns
+) -> Thinker | None:
     """Load the model the plan names, verified and warm; None when it names none.
 
     Raises IntegrityError when the file is not the one the session began with.
@@ -40,7 +42,7 @@ def load_thinker(plan: SessionPlan) -> Thinker | None:
     from hrm.agent import HRMAgent  # noqa: PLC0415 - loads torch, which only this process needs
 
     limits = Settings.model_validate(plan.settings).hierarchical_reasoning_model
-    agent = HRMAgent.load(Path(plan.models_dir), time.monotonic_ns, limits)
+    agent = HRMAgent.load(Path(plan.models_dir), monotonic_ns, limits)
     if agent.digest != plan.model_digest:
         raise IntegrityError(
             f"{plan.models_dir} holds model {agent.digest}, the session began with "

@@ -19,6 +19,7 @@ import typer
 import uvloop
 
 from actors.messages import Policy
+from daemon.backtest_command import backtest
 from daemon.clock import SystemClock
 from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
@@ -310,6 +311,7 @@ def trace(
     _print({"order": order_id, "session": folder.name, "chain": chain}, as_json)
 
 
+app.command()(backtest)
 app.command()(simulate_broker)
 app.command()(synth)
 app.command()(model)

@@ -178,26 +178,7 @@ async def _events(
     where: Setting, plan: SessionPlan, published: Callable[[], int]
 ) -> AsyncIterator[MarketEvent]:
     """Yield the candles of the plan as ticks, at its pace; what is published already at once."""
-    candles = {market.instrument: market.table.timeframe for market in where.markets}
-    exchanges = {name: where.catalogue[name].session for name in candles}
-    first = exchanges[where.markets[0].instrument]
-
-    def end_of(instrument: str, candle: Candle) -> int:
-        exchange = exchanges[instrument]
-        if where.calendar.phase(exchange, candle.open_ns) == "closed":
-            return candle.close_ns  # the market feed refuses its ticks and says so
-        return where.calendar.bar_close_ns(exchange, candles[instrument], candle.open_ns)
-
-    events = market_events(
-        [
-            (market.instrument, bars.timeframe, market.table)
-            for market, bars in zip(where.markets, plan.markets, strict=True)
-        ],
-        seed=plan.seed,
-        wall_ns=where.clock.now_ns,
-        session_key=lambda instant_ns: where.calendar.session_key(first, instant_ns),
-        end_of=end_of,
-    )
+    events = played(where, plan)
     # Asked when the first event is wanted: by then the tick source knows where the bus stands.
     for number, event in enumerate(islice(events, published())):
         yield event
@@ -209,6 +190,30 @@ async def _events(
     ):
         yield event
         await asyncio.sleep(0)
+
+
+def played(where: Setting, plan: SessionPlan) -> Iterator[MarketEvent]:
+    """Return the candles of the plan as ticks and time, in order."""
+    candles = {market.instrument: market.table.timeframe for market in where.markets}
+    exchanges = {name: where.catalogue[name].session for name in candles}
+    first = exchanges[where.markets[0].instrument]
+
+    def end_of(instrument: str, candle: Candle) -> int:
+        exchange = exchanges[instrument]
+        if where.calendar.phase(exchange, candle.open_ns) == "closed":
+            return candle.close_ns  # the market feed refuses its ticks and says so
+        return where.calendar.bar_close_ns(exchange, candles[instrument], candle.open_ns)
+
+    return market_events(
+        [
+            (market.instrument, bars.timeframe, market.table)
+            for market, bars in zip(where.markets, plan.markets, strict=True)
+        ],
+        seed=plan.seed,
+        wall_ns=where.clock.now_ns,
+        session_key=lambda instant_ns: where.calendar.session_key(first, instant_ns),
+        end_of=end_of,
+    )
 
 
 def _speed(speed: float | str) -> float | Literal["max"]:
