@@ -66,6 +66,18 @@ class Instrument:
         """Exchange code of the broker's symbol: NSE, BSE, FX, US."""
         return self.exchange_symbol.partition(":")[0]
 
+    @property
+    def price_segment(self) -> str | None:
+        """Segment of sessions.yaml in which its prices come about; None: no auction is known.
+
+        Of shares, nothing says whether they have derivatives: they count as those that stop first.
+        """
+        if self.exchange not in {"NSE", "BSE"}:
+            return None
+        if self.exchange_symbol.endswith("-INDEX"):
+            return "index"
+        return "derivative_shares" if self.exchange_symbol.endswith("-EQ") else "equity_derivatives"
+
     def round_to_tick(self, price: Decimal, toward: Toward = "nearest") -> Decimal:
         """Move a price onto the tick grid; halves go to the even tick."""
         if not price.is_finite() or price < 0:

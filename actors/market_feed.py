@@ -57,8 +57,13 @@ class MarketFeedActor(Actor[Input, Output]):
             instrument = catalogue[name]
             calendar.session_key(instrument.session, 0)  # raises for a market without hours
             length_ns = timeframe_minutes(timeframe) * _NS_PER_MINUTE
+            segment = instrument.price_segment
             self._feeds[instrument.symbol] = _Feed(
-                instrument.symbol, instrument.session, timeframe, length_ns
+                instrument.symbol,
+                instrument.session,
+                timeframe,
+                length_ns,
+                segment if segment in calendar.segments else None,
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -131,9 +136,12 @@ class MarketFeedActor(Actor[Input, Output]):
     def _fold(self, feed: "_Feed", tick: Tick) -> None:
         if feed.bar is None:
             market, timeframe, at_ns = feed.market, feed.timeframe, tick.event_ns
+            open_ns = self._calendar.bar_open_ns(market, timeframe, at_ns)
+            close_ns = self._calendar.bar_close_ns(market, timeframe, at_ns)
             feed.bar = _OpenBar(
-                open_ns=self._calendar.bar_open_ns(market, timeframe, at_ns),
-                close_ns=self._calendar.bar_close_ns(market, timeframe, at_ns),
+                open_ns=open_ns,
+                close_ns=close_ns,
+                is_continuous=self._is_continuous(feed, open_ns, close_ns),
                 open=tick.last_price,
                 high=tick.last_price,
                 low=tick.last_price,
@@ -142,6 +150,12 @@ class MarketFeedActor(Actor[Input, Output]):
         session = self._calendar.session_key(feed.market, tick.event_ns)
         feed.bar.add(tick.last_price, self._new_volume(feed, tick, session))
         feed.last, feed.session = tick, session
+
+    def _is_continuous(self, feed: "_Feed", open_ns: int, close_ns: int) -> bool:
+        """Tell whether the prices of a bar are those of continuous trading; a day's always are."""
+        if feed.segment is None or feed.timeframe == "D":
+            return True
+        return self._calendar.is_continuous(feed.segment, open_ns, close_ns)
 
     def _new_volume(self, feed: "_Feed", tick: Tick, session: date) -> int:
         """Return the units traded since the last tick; volume_today starts anew each session."""
@@ -226,6 +240,7 @@ class _OpenBar:
 
     open_ns: int
     close_ns: int
+    is_continuous: bool
     open: Decimal
     high: Decimal
     low: Decimal
@@ -249,6 +264,7 @@ class _Feed:
     market: str
     timeframe: str
     bar_ns: int
+    segment: str | None  # where its prices come about
     bar: _OpenBar | None = None
     closed_until_ns: int = 0
     last: Tick | None = None  # the last tick believed
@@ -272,6 +288,7 @@ class _Feed:
             open_ns=bar.open_ns,
             close_ns=bar.close_ns,
             ticks=bar.ticks,
+            is_continuous=bar.is_continuous,
         )
 
 

@@ -75,6 +75,7 @@ class Bar(Message, frozen=True, kw_only=True):
     open_ns: int
     close_ns: int  # exclusive end of the bar
     ticks: int  # how many ticks made it; never 0, a gap makes no bar
+    is_continuous: bool = True  # false: part of it fell into an auction, or past the last price
 
     @property
     def time_ns(self) -> int:

@@ -93,10 +93,10 @@ class Recorded:
 class ReasoningActor(Actor[Input, Decision]):
     """Answer each market context with exactly one decision, HOLD wherever there is doubt.
 
-    The decision is HOLD, with the reason, while bars are missing, while the hold policy is on,
-    without a valid model, after bad input or a failed inference (`failed`), and when the answer
-    came after its deadline (`late`). Nothing is tried twice. Otherwise it is the model's best
-    action among those that the position allows.
+    The decision is HOLD, with the reason, while bars are missing or come from an auction, while the
+    hold policy is on, without a valid model, after bad input or a failed inference (`failed`), and
+    when the answer came after its deadline (`late`). Nothing is tried twice. Otherwise it is the
+    model's best action among those that the position allows.
 
     The same messages give the same decisions only for the same depth of thought: a replay hands in
     `recorded`, which tells for a decision id what had happened then.
@@ -158,6 +158,8 @@ class ReasoningActor(Actor[Input, Decision]):
         return None
 
     def _remember_bar(self, bar: Bar) -> str | None:
+        if not bar.is_continuous:
+            return None  # such bars were not in what the model was trained on
         try:
             bar_ns = timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
             key = (bar.instrument, bar.timeframe)
@@ -184,6 +186,8 @@ class ReasoningActor(Actor[Input, Decision]):
             return _hold(context, f"no valid model: {self._no_thinker_because}", policy="hold")
         if problem is not None:
             return _hold(context, f"no valid bar: {problem}", failed=True)
+        if not context.bar.is_continuous:
+            return _hold(context, "not continuous: the bar's prices come from an auction")
         seen = len(self._windows[context.instrument, context.timeframe].stream)
         if seen < self._needed_bars:
             return _hold(context, f"warming up: {seen} of {self._needed_bars} bars")

@@ -1,191 +1,42 @@
 """Market hours, holidays, end of entries and square-off time, as dated data.
 
 The only module that knows Indian time. It reads no clock: every question brings its instant, in
-nanoseconds UTC. The dates and hours themselves are data (config/sessions.yaml); the models of that
-file stand here because nothing else needs them.
+nanoseconds UTC. The dates and hours themselves are data (config/sessions.yaml), whose form is in
+`session_table`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import pairwise
-from typing import Annotated, Final, Literal, Self
+from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from actors.session_table import (
+    WEEKDAYS,
+    ExchangePhase,
+    IntervalHours,
+    Market,
+    RegularHours,
+    SessionTable,
+    TradingDays,
+)
+
+__all__ = [
+    "DAY_MINUTES",
+    "Interval",
+    "Phase",
+    "SessionCalendar",
+    "SessionDay",
+    "SessionTable",
+    "timeframe_minutes",
+]
 
 Phase = Literal["closed", "open", "exits_only", "square_off"]
-Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
-WEEKDAYS: Final[tuple[Weekday, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES: Final = 24 * 60
 _SECOND_NS: Final = 1_000_000_000
 _MINUTE_NS: Final = 60 * _SECOND_NS
 _ONE_DAY: Final = timedelta(days=1)
-
-
-def _quoted_time(value: object) -> object:
-    if isinstance(value, str | time):
-        return value
-    # YAML 1.1 reads a bare 15:30 as the number 930 (base 60).
-    raise ValueError(f'a time must be written in quotes, like "15:30", was {value!r}')
-
-
-def _calendar_date(value: object) -> object:
-    if isinstance(value, date | str) and not isinstance(value, datetime):
-        return value
-    raise ValueError(f"a date must be written like 2026-01-26, was {value!r}")
-
-
-def _known_timezone(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(
-                f"unknown time zone {value!r}: use a name like Asia/Kolkata; if every name is "
-                "unknown, install the package tzdata"
-            ) from error
-    return value
-
-
-LocalTime = Annotated[time, BeforeValidator(_quoted_time)]
-CalendarDate = Annotated[date, BeforeValidator(_calendar_date)]
-TimezoneName = Annotated[str, BeforeValidator(_known_timezone)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class IntervalHours(_Table):
-    """One stretch of continuous trading, in local wall time.
-
-    Entries are allowed from open to entries_until, only exits after that; from square_off on
-    positions are closed by the daemon, and by flat_by (the close, if not given) none should be
-    left. entries_until equal to open means a session without entries.
-    """
-
-    open: LocalTime
-    entries_until: LocalTime
-    square_off: LocalTime
-    close: LocalTime
-    flat_by: LocalTime | None = None
-
-    @model_validator(mode="after")
-    def _times_come_in_order(self) -> Self:
-        marks = [
-            ("open", self.open),
-            ("entries_until", self.entries_until),
-            ("square_off", self.square_off),
-            ("close", self.close),
-        ]
-        if self.flat_by is not None:
-            marks.insert(3, ("flat_by", self.flat_by))
-        if self._opens_day_before():
-            del marks[0]
-        for (earlier, a), (later, b) in pairwise(marks):
-            if a > b:
-                raise ValueError(
-                    f"{earlier} {a:%H:%M} must not be after {later} {b:%H:%M}: move one of them"
-                )
-        if self.open >= self.close and not self._opens_day_before():
-            raise ValueError(f"open {self.open:%H:%M} must be before close {self.close:%H:%M}")
-        return self
-
-    def _opens_day_before(self) -> bool:
-        return False
-
-
-class RegularHours(IntervalHours):
-    """The hours of a normal day, from a date on."""
-
-    effective_from: CalendarDate
-    opens_day_before: bool = False
-    """The open is on the calendar day before: a market that trades around the clock."""
-    square_off_on: tuple[Weekday, ...] = WEEKDAYS
-    """Days on which entries end and positions are closed; on others both wait for another day."""
-
-    def _opens_day_before(self) -> bool:
-        return self.opens_day_before
-
-
-class SpecialSession(_Table):
-    """A day with hours of its own, whatever its weekday; it overrides a holiday."""
-
-    name: str = Field(min_length=1)
-    sessions: Literal["regular"] | tuple[IntervalHours, ...]
-
-    @model_validator(mode="after")
-    def _sessions_do_not_overlap(self) -> Self:
-        if self.sessions != "regular":
-            for earlier, later in pairwise(self.sessions):
-                if later.open < earlier.close:
-                    raise ValueError(
-                        f"the session from {later.open} begins before the one until "
-                        f"{earlier.close} has ended: list them in order, apart"
-                    )
-        return self
-
-
-class TradingDays(_Table):
-    """Holidays and special sessions of some markets, and the dates for which they are known."""
-
-    covered_from: CalendarDate
-    covered_until: CalendarDate
-    holidays: dict[CalendarDate, str] = Field(default_factory=dict)
-    special_sessions: dict[CalendarDate, SpecialSession] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _dates_are_covered(self) -> Self:
-        if self.covered_from > self.covered_until:
-            raise ValueError("covered_from must not be after covered_until")
-        outside = [
-            day.isoformat()
-            for day in (*self.holidays, *self.special_sessions)
-            if not self.covered_from <= day <= self.covered_until
-        ]
-        if outside:
-            raise ValueError(
-                f"{', '.join(outside)} lie outside {self.covered_from} to {self.covered_until}: "
-                "correct the dates or move covered_until"
-            )
-        return self
-
-
-class Market(_Table):
-    """One market: its clock, its weekdays, its holidays and its hours through time."""
-
-    timezone: TimezoneName
-    calendar: str
-    weekdays: tuple[Weekday, ...] = Field(default=WEEKDAYS[:5], min_length=1)
-    hours: tuple[RegularHours, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _hours_come_in_order_of_date(self) -> Self:
-        dates = [hours.effective_from for hours in self.hours]
-        if dates != sorted(set(dates)):
-            raise ValueError("hours must be listed by effective_from, oldest first, each date once")
-        if len({hours.opens_day_before for hours in self.hours}) > 1:
-            raise ValueError("opens_day_before must be the same in all hours of one market")
-        return self
-
-
-class SessionTable(_Table):
-    """The whole of sessions.yaml."""
-
-    calendars: dict[str, TradingDays] = Field(min_length=1)
-    markets: dict[str, Market] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _markets_name_a_calendar(self) -> Self:
-        for name, market in self.markets.items():
-            if market.calendar not in self.calendars:
-                raise ValueError(
-                    f"market {name} names the calendar {market.calendar!r}: "
-                    f"use one of {', '.join(self.calendars)}"
-                )
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +77,8 @@ class SessionCalendar:
     """Answer what a market does at an instant.
 
     A market is a name of sessions.yaml: NSE and BSE (indices and derivatives), NSE_CASH and
-    BSE_CASH (shares), FX, US. Unknown names raise ValueError. Days outside the covered dates keep
-    their weekday hours, but for exits only: nobody knows whether they are holidays.
+    BSE_CASH (shares), FX, US. Unknown names raise ValueError. Days outside the covered dates, and
+    days whose hours nobody has confirmed, keep their weekday hours, but for exits only.
     """
 
     def __init__(self, table: SessionTable) -> None:
@@ -247,6 +98,11 @@ class SessionCalendar:
     def markets(self) -> tuple[str, ...]:
         """Names of all markets."""
         return tuple(self._table.markets)
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Names of all segments; none in the plan of an old recording."""
+        return tuple(self._table.segments)
 
     def phase(self, exchange: str, now_ns: int) -> Phase:
         """Tell what is allowed: nothing, everything, exits only, or closing what is open."""
@@ -275,8 +131,40 @@ class SessionCalendar:
         return self._day_at(exchange, now_ns).key
 
     def is_covered(self, exchange: str, now_ns: int) -> bool:
-        """Tell whether holidays are known for this day; if not, no entry may be made."""
+        """Tell whether holidays and hours are known for this day; if not, no entry may be made."""
         return self._day_at(exchange, now_ns).is_covered
+
+    def exchange_phase(self, segment: str, now_ns: int) -> ExchangePhase:
+        """Tell what the exchange does in a segment of sessions.yaml at an instant.
+
+        A special session with hours of its own is continuous in all segments: none of those known
+        had an auction. Raises ValueError for an unknown segment.
+        """
+        rules = self._table.segments.get(segment)
+        if rules is None:
+            raise ValueError(
+                f"no segment {segment!r} in sessions.yaml: use one of "
+                f"{', '.join(self._table.segments)}"
+            )
+        day = self._day_at(rules.market, now_ns)
+        if not day.intervals:
+            return "closed"
+        calendar = self._table.calendars[self._market(rules.market).calendar]
+        special = calendar.special_sessions.get(day.key)
+        if special is not None and special.sessions != "regular":
+            within = any(i.open_ns <= now_ns < i.close_ns for i in day.intervals)
+            return "continuous" if within else "closed"
+        local = self._local(rules.market, now_ns).time()
+        for phases in [days for days in rules.days if days.effective_from <= day.key][-1:]:
+            for hours in phases.phases:
+                if hours.start <= local < hours.until:
+                    return hours.phase
+        return "closed"
+
+    def is_continuous(self, segment: str, start_ns: int, end_ns: int) -> bool:
+        """Tell whether a bar [start_ns, end_ns) of a segment holds continuous trading only."""
+        ends = (start_ns, end_ns - 1)
+        return all(self.exchange_phase(segment, at_ns) == "continuous" for at_ns in ends)
 
     def next_open_ns(self, exchange: str, now_ns: int) -> int | None:
         """Return when the market opens next after now; None beyond the dates covered.
@@ -374,7 +262,8 @@ class SessionCalendar:
             key=key,
             start_ns=self._instant(exchange, start, midnight_or_roll),
             end_ns=self._instant(exchange, end, midnight_or_roll),
-            is_covered=calendar.covered_from <= key <= calendar.covered_until,
+            is_covered=calendar.covered_from <= key <= calendar.covered_until
+            and all(hours.confirmed for hours in _regular_hours(market, key)),
             intervals=tuple(
                 self._interval(exchange, key, hours)
                 for hours in _hours_of_day(market, calendar, key)
@@ -421,11 +310,16 @@ def timeframe_minutes(timeframe: str | int) -> int:
     return minutes
 
 
+def _regular_hours(market: Market, key: date) -> tuple[RegularHours, ...]:
+    """Return the hours of a normal day at that date: one set, or none before the first."""
+    return tuple(hours for hours in market.hours if hours.effective_from <= key)[-1:]
+
+
 def _hours_of_day(market: Market, calendar: TradingDays, key: date) -> tuple[IntervalHours, ...]:
-    regular = [hours for hours in market.hours if hours.effective_from <= key][-1:]
+    regular = _regular_hours(market, key)
     special = calendar.special_sessions.get(key)
     if special is not None:
-        return tuple(regular) if special.sessions == "regular" else special.sessions
+        return regular if special.sessions == "regular" else special.sessions
     if key in calendar.holidays or WEEKDAYS[key.weekday()] not in market.weekdays:
         return ()
-    return tuple(regular)
+    return regular

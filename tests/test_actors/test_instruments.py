@@ -228,6 +228,22 @@ def test_the_market_follows_from_the_broker_symbol(instrument: Instrument, sessi
     assert instrument.session == session
 
 
+@pytest.mark.parametrize(
+    ("exchange_symbol", "segment"),
+    [
+        ("NSE:NIFTY50-INDEX", "index"),
+        ("BSE:SENSEX-INDEX", "index"),
+        ("NSE:RELIANCE-EQ", "derivative_shares"),
+        ("NSE:NIFTY26NOVFUT", "equity_derivatives"),
+        ("FX:EURUSD", None),
+    ],
+)
+def test_the_segment_of_prices_follows_from_the_broker_symbol(
+    exchange_symbol: str, segment: str | None
+) -> None:
+    assert replace(NIFTY, exchange_symbol=exchange_symbol).price_segment == segment
+
+
 def test_a_given_session_wins_over_the_broker_symbol() -> None:
     assert replace(NIFTY, session="BSE").session == "BSE"
     assert replace(NIFTY, session="BSE").exchange == "NSE"

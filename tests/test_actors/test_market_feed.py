@@ -1,9 +1,11 @@
 """The market feed: which ticks make which bars, which are refused, and when silence is news."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from builders import (
@@ -23,6 +25,7 @@ from actors.instruments import UnknownInstrument
 from actors.market_feed import ANY_UNKNOWN, MarketFeedActor
 from actors.messages import Alert, Bar, Message, Tick, TimeEvent
 from actors.policies import FeedSettings
+from daemon.settings import load_sessions
 
 BAR_NS = 5 * MINUTE_NS
 CLOSE_NS = OPEN_NS + 375 * MINUTE_NS
@@ -488,3 +491,31 @@ def test_ticks_and_the_clock_close_the_same_bars(ticks: list[Tick]) -> None:
     by_clock = bars_of(outputs_of(a_feed(), *with_clock(ascending), a_time(CLOSE_NS)))
 
     assert by_ticks == by_clock
+
+
+@pytest.mark.parametrize(
+    ("instrument", "at", "expected"),
+    [
+        ("Nifty", "2026-07-31 15:20", True),
+        ("Nifty", "2026-08-03 15:10", True),
+        ("Nifty", "2026-08-03 15:15", False),
+        ("Nifty", "2026-08-03 15:35", False),
+    ],
+)
+def test_a_bar_of_the_closing_auction_is_marked(
+    instrument: str, at: str, *, expected: bool
+) -> None:
+    moment = datetime.fromisoformat(at).replace(tzinfo=ZoneInfo("Asia/Kolkata"))
+    open_ns = int(moment.timestamp()) * SECOND_NS
+    feed = MarketFeedActor(FeedSettings(), a_catalogue(), load_sessions(None), {instrument: "5"})
+
+    outputs = outputs_of(feed, a_tick(at_ns=open_ns), a_time(open_ns + BAR_NS))
+
+    [bar] = bars_of(outputs)
+    assert bar.is_continuous is expected
+
+
+def test_a_calendar_without_segments_marks_nothing() -> None:
+    outputs = outputs_of(a_feed(), a_tick(), a_time(OPEN_NS + BAR_NS))
+
+    assert bars_of(outputs)[0].is_continuous

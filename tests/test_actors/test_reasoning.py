@@ -391,6 +391,22 @@ def test_a_bar_cut_short_by_the_session_counts_as_a_whole_one() -> None:
     assert np.array_equal(whole.observations[-1].bars, cut.observations[-1].bars)
 
 
+def test_a_bar_of_an_auction_is_a_hold_and_not_shown_to_the_model() -> None:
+    thinker, plain = ScriptedThinker(action=0), ScriptedThinker(action=0)
+    actor, without = an_actor(thinker), an_actor(plain)
+    before = list(contexts(NEEDED))
+    [auction] = contexts(1, first=NEEDED, is_continuous=False)
+    [after] = contexts(1, first=NEEDED + 1)
+
+    [decision] = decisions_of(actor, *before, auction)[-1:]
+    outputs_of(actor, after)
+    outputs_of(without, *before, after)
+
+    assert (decision.action, decision.failed) == ("HOLD", False)
+    assert decision.reason == "not continuous: the bar's prices come from an auction"
+    assert np.array_equal(thinker.observations[-1].bars, plain.observations[-1].bars)
+
+
 def test_sources_that_are_missing_are_unknown_to_the_model() -> None:
     thinker = ScriptedThinker()
     actor = an_actor(thinker)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from actors.session import Interval, Phase, SessionCalendar, SessionTable, timeframe_minutes
+from actors.session_table import ExchangePhase
 
 SESSIONS_FILE = Path(__file__).parents[2] / "config" / "sessions.yaml"
 SHIPPED: dict[str, Any] = yaml.safe_load(SESSIONS_FILE.read_text(encoding="utf-8"))
@@ -124,7 +125,7 @@ def test_a_day_beyond_the_covered_dates_allows_exits_only() -> None:
     assert not CALENDAR.is_covered("NSE", beyond)
     assert CALENDAR.phase("NSE", beyond) == "exits_only"
     assert CALENDAR.phase("NSE", india("2027-01-04 15:10:00")) == "square_off"
-    assert CALENDAR.is_covered("NSE", india("2026-12-31 10:00:00"))
+    assert CALENDAR.is_covered("NSE", india("2026-12-04 10:00:00"))
 
 
 def test_a_day_before_all_known_hours_is_closed() -> None:
@@ -304,6 +305,124 @@ def test_answers_do_not_depend_on_the_questions_before() -> None:
     assert forwards == backwards[::-1]
 
 
+# What the exchange does, by segment
+
+
+@pytest.mark.parametrize(
+    ("segment", "at", "phase"),
+    [
+        # before the closing auction
+        ("derivative_shares", "2026-07-31 09:10:00", "pre_open"),
+        ("derivative_shares", "2026-07-31 15:29:59", "continuous"),
+        ("derivative_shares", "2026-07-31 15:30:00", "closed"),
+        ("equity_derivatives", "2025-12-05 09:10:00", "closed"),
+        ("equity_derivatives", "2025-12-08 09:10:00", "pre_open"),
+        ("equity_derivatives", "2026-07-31 15:35:00", "closed"),
+        ("index", "2026-07-31 15:20:00", "continuous"),
+        # with it
+        ("derivative_shares", "2026-08-03 15:14:59", "continuous"),
+        ("derivative_shares", "2026-08-03 15:15:00", "auction_reference"),
+        ("derivative_shares", "2026-08-03 15:20:00", "auction_entry"),
+        ("derivative_shares", "2026-08-03 15:25:00", "auction_limit_only"),
+        ("derivative_shares", "2026-08-03 15:34:59", "auction_matching"),
+        ("derivative_shares", "2026-08-03 15:35:00", "closed"),
+        ("derivative_shares", "2026-08-03 15:55:00", "post_close"),
+        ("other_shares", "2026-08-03 15:20:00", "continuous"),
+        ("other_shares", "2026-08-03 15:30:00", "closed"),
+        ("equity_derivatives", "2026-08-03 15:39:59", "continuous"),
+        ("equity_derivatives", "2026-08-03 15:40:00", "closed"),
+        ("index", "2026-08-03 15:15:00", "auction_reference"),
+        ("index", "2026-08-03 15:37:00", "closed"),
+        # no normal days
+        ("index", "2026-11-24 11:00:00", "closed"),  # a holiday
+        ("equity_derivatives", "2026-02-01 15:20:00", "continuous"),  # the Budget, a Sunday
+        ("derivative_shares", "2024-05-18 10:30:00", "closed"),  # between the halves of a drill
+        ("derivative_shares", "2024-05-18 12:00:00", "continuous"),
+    ],
+)
+def test_the_exchange_has_phases_by_segment_and_date(
+    segment: str, at: str, phase: ExchangePhase
+) -> None:
+    assert CALENDAR.exchange_phase(segment, india(at)) == phase
+
+
+def test_an_unknown_segment_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no segment 'commodities' .* derivative_shares"):
+        CALENDAR.exchange_phase("commodities", 0)
+
+
+@pytest.mark.parametrize(
+    ("day", "last"), [("2026-07-31", "15:25"), ("2026-08-03", "15:10"), ("2026-11-26", "15:10")]
+)
+def test_the_last_continuous_bar_of_an_index_moves_with_the_auction(day: str, last: str) -> None:
+    length = 5 * MINUTE_NS
+    interval = CALENDAR.interval("NSE", india(f"{day} 11:00:00"))
+    assert interval is not None
+    opens = range(interval.open_ns, interval.close_ns, length)
+
+    continuous = [at for at in opens if CALENDAR.is_continuous("index", at, at + length)]
+
+    assert continuous == list(range(opens[0], india(f"{day} {last}:00") + 1, length))
+
+
+@given(at_ns=COVERED, segment=st.sampled_from(["derivative_shares", "equity_derivatives"]))
+def test_we_are_open_only_while_the_exchange_trades_continuously(at_ns: int, segment: str) -> None:
+    market = "NSE_CASH" if segment == "derivative_shares" else "NSE"
+
+    if CALENDAR.phase(market, at_ns) != "closed":
+        assert CALENDAR.exchange_phase(segment, at_ns) == "continuous"
+
+
+@pytest.mark.parametrize("market", ["NSE", "NSE_CASH", "BSE", "BSE_CASH"])
+def test_hours_that_nobody_has_confirmed_allow_exits_only(market: str) -> None:
+    before, after = india("2026-12-04 11:00:00"), india("2026-12-07 11:00:00")
+
+    assert (CALENDAR.phase(market, before), CALENDAR.phase(market, after)) == (
+        "open",
+        "exits_only",
+    )
+    assert not CALENDAR.is_covered(market, after)
+
+
+def test_confirmed_hours_allow_entries_again() -> None:
+    table = changed(("markets", "NSE", "hours", 2, "confirmed"), value=True)
+
+    calendar = SessionCalendar(SessionTable.model_validate(table))
+
+    assert calendar.phase("NSE", india("2026-12-07 11:00:00")) == "open"
+
+
+def test_the_days_between_two_instants_are_all_there() -> None:
+    days = list(CALENDAR.days("NSE", india("2024-05-17 10:00"), india("2024-05-20 10:00")))
+
+    assert [day.key.day for day in days] == [17, 18, 19, 20]
+    assert [len(day.intervals) for day in days] == [1, 2, 0, 0]
+    assert days[1].special is not None
+
+
+@pytest.mark.parametrize("year", [2024, 2025, 2026])
+@pytest.mark.parametrize("name", ["NSE", "BSE"])
+def test_weekday_holidays_agree_with_a_second_published_calendar(year: int, name: str) -> None:
+    calendars = pytest.importorskip("pandas_market_calendars")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        published = calendars.get_calendar(name).valid_days(f"{year}-01-01", f"{year}-12-31")
+    theirs = {stamp.date() for stamp in published if stamp.weekday() < 5}
+    days = [date(year, 1, 1) + timedelta(days=offset) for offset in range(366)]
+
+    ours = {
+        day
+        for day in days
+        if day.year == year
+        and day.weekday() < 5
+        and CALENDAR.phase(name, india(f"{day} 10:00")) != "closed"
+    }
+
+    # NSE's list there has the days of Muhurat trading, on which 10:00 is closed; BSE's has not.
+    muhurat = {date(2024, 11, 1), date(2025, 10, 21)}
+    assert ours == theirs - muhurat
+
+
 @pytest.mark.parametrize("year", [2024, 2025, 2026])
 def test_weekday_holidays_agree_with_a_published_calendar(year: int) -> None:
     exchange_calendars = pytest.importorskip("exchange_calendars")
@@ -335,6 +454,11 @@ def test_weekday_holidays_agree_with_a_published_calendar(year: int) -> None:
         (("markets", "NSE", "weekdays"), [], "at least 1 item"),
         (("markets", "NSE", "weekdays"), ["monday"], "'mon'"),
         (("markets", "NSE", "lunch"), "12:00", "Extra inputs"),
+        (("segments", "index", "market"), "MCX", "use one of NSE, NSE_CASH"),
+        (("segments", "index", "days", 1, "phases", 0, "until"), "15:16", "list them in order"),
+        (("segments", "index", "days", 1, "phases", 0, "until"), "09:15", "must end later"),
+        (("segments", "index", "days", 1, "effective_from"), date(2023, 1, 1), "oldest first"),
+        (("segments", "index", "days", 0, "phases", 0, "phase"), "lunch", "'continuous'"),
         (("calendars", "india", "covered_until"), date(2023, 1, 1), "must not be after"),
         (("calendars", "india", "holidays", date(2027, 1, 26)), "Republic Day", "lie outside"),
         (
