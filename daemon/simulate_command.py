@@ -22,20 +22,19 @@ from daemon.brokers.fyers_simulator import (
     SimulatorSettings,
 )
 from daemon.brokers.fyers_simulator.instruments import IST
+from daemon.clock import SystemClock
 from daemon.errors import ConfigError
 from daemon.history import CandleTable
 from daemon.session_files import load_markets
 from daemon.settings import load_instruments, load_sessions
-
-_START_FORMATS = ["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d"]
 
 
 def simulate_broker(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same prices and faults.")] = 1,
     start: Annotated[
-        datetime | None,
-        typer.Option("--start", formats=_START_FORMATS, help="Market time to begin at, IST."),
+        str | None,
+        typer.Option("--start", help="Time in India to begin at, as 2026-11-25T10:00, or now."),
     ] = None,
     speed: Annotated[
         float,
@@ -68,7 +67,7 @@ def simulate_broker(
     kinds = chosen_faults(faults)
     settings = SimulatorSettings(
         seed=seed,
-        start=None if start is None else start.replace(tzinfo=IST),
+        start=None if start is None else market_time(start),
         speed=speed,
         port=port,
         limits=RateLimits() if limits else None,
@@ -76,6 +75,17 @@ def simulate_broker(
         calendar=load_sessions(config),
     )
     asyncio.run(_serve(settings, kinds, fault_gap, duration, as_json=as_json))
+
+
+def market_time(text: str) -> datetime:
+    """Return the instant that a text names; ConfigError for what is neither a time nor "now"."""
+    if text == "now":
+        return datetime.fromtimestamp(SystemClock().now_ns() / 1e9, IST)
+    try:
+        named = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f'--start must read "2026-11-25 10:00", or now, was {text!r}') from None
+    return named if named.tzinfo is not None else named.replace(tzinfo=IST)
 
 
 def chosen_faults(text: str) -> tuple[FaultKind, ...] | None:

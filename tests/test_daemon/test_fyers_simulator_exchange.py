@@ -320,6 +320,21 @@ def test_exit_closes_what_is_named_and_nothing_else(simulator: FyersSimulator) -
     assert nothing.value.code == -53
 
 
+def test_a_position_beyond_the_freeze_quantity_is_closed_in_slices() -> None:
+    simulator = a_simulator(balance=10_000_000.0)
+    for _ in range(3):
+        simulator.exchange.place(an_order(symbol=CALL, qty=10 * 65))
+        at(simulator, time(10, 0, len(simulator.exchange.orders)))
+    held = simulator.portfolio.net(CALL)
+    assert held > 1_800
+
+    slices = simulator.exchange.exit({"exit_all": 1})
+
+    assert [order.quantity for order in slices] == [27 * 65, held - 27 * 65]
+    assert {order.status for order in slices} <= {Status.TRADED, Status.PENDING}
+    assert len({order.exchange_id for order in simulator.exchange.orders.values()}) == 5
+
+
 def test_a_converted_position_keeps_its_units(simulator: FyersSimulator) -> None:
     exchange = simulator.exchange
     exchange.place(an_order(qty=5))

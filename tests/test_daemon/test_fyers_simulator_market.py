@@ -177,6 +177,8 @@ async def test_each_day_lists_its_contracts_under_numbers_of_their_own() -> None
     await simulator.move_to(instant_ns(date(2026, 12, 2), time(9, 30)), step_s=7_200)
 
     master = simulator.market.master
+    assert master.expiries(NIFTY)[0] == date(2026, 12, 8)
+    assert CALL not in master.by_symbol
     assert master.expiries(NIFTY)[-3:] == [
         date(2026, 12, 22),
         date(2026, 12, 29),

@@ -7,6 +7,10 @@ import urllib.request
 import pytest
 from command_line import Sandbox, wait_until
 
+from daemon.brokers.fyers_simulator.server import DEFAULT_START
+from daemon.errors import ConfigError
+from daemon.simulate_command import market_time
+
 pytestmark = pytest.mark.integration
 
 
@@ -28,6 +32,13 @@ def test_the_simulated_broker_says_where_it_is_and_serves_until_it_is_stopped(
     outcome.assert_no_traceback()
     assert outcome.answer["api"] == f"http://127.0.0.1:{port}/api/v3"
     assert outcome.answer["access_token"].count(".") == 2
+
+
+def test_a_start_that_is_no_time_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ConfigError, match="2026-11-25 10:00"):
+        market_time("tomorrow")
+
+    assert market_time("2026-11-25 10:00") == DEFAULT_START
 
 
 def test_an_unknown_fault_is_refused_with_a_remedy(sandbox: Sandbox) -> None:

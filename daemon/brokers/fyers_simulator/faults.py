@@ -109,6 +109,8 @@ class Faults:
         if kind not in ALL_FAULTS:
             raise ValueError(f"no fault {kind!r}: use one of {', '.join(ALL_FAULTS)}")
         fault = Fault(kind=kind, count=count, after=after, seconds=seconds, path=path)
+        if count < 1 or after < 0 or seconds < 0:
+            raise ValueError(f"count must be 1 or more, after and seconds 0 or more, of {kind}")
         if kind in self._watchers:
             self.fired[kind] += 1
             self._watchers[kind](fault)

@@ -84,17 +84,16 @@ class TradingHours:
         return base_ns + (now_ns - base_ns) // length_ns * length_ns
 
     def _calendar_span(self, market: str, day: date) -> tuple[int, int] | None:
-        start_ns = instant_ns(day, time())
-        opens = self.calendar.next_open_ns(market, start_ns - 1)
-        if opens is None or local_time(opens).date() != day:
-            interval = self.calendar.interval(market, instant_ns(day, time(12)))
-            return None if interval is None else (interval.open_ns, interval.close_ns)
-        closes = opens
-        while opens is not None and local_time(opens).date() == day:
-            interval = self.calendar.interval(market, opens)
+        first_ns = last_ns = None
+        opens_ns = self.calendar.next_open_ns(market, instant_ns(day, time()) - 1)
+        while opens_ns is not None and local_time(opens_ns).date() == day:
+            interval = self.calendar.interval(market, opens_ns)
             if interval is None:
                 break
-            closes = interval.close_ns
-            opens = self.calendar.next_open_ns(market, closes - 1)
-        first = self.calendar.next_open_ns(market, start_ns - 1)
-        return (first if first is not None else closes), closes
+            first_ns, last_ns = first_ns or interval.open_ns, interval.close_ns
+            opens_ns = self.calendar.next_open_ns(market, last_ns - 1)
+        if first_ns is not None and last_ns is not None:
+            return first_ns, last_ns
+        # Around the clock, or beyond the dates covered: what is open at noon.
+        interval = self.calendar.interval(market, instant_ns(day, time(12)))
+        return None if interval is None else (interval.open_ns, interval.close_ns)

@@ -3,7 +3,8 @@
 Prices are whole points: units of 10 to the minus `precision`, paise for everything of NSE and BSE.
 The figures are those of the exchanges' circulars as far as they are known
 (lots and freeze quantities of NSE: FAOP/70616, FAOP/75521; ticks by price: NSE, 15 Apr 2025);
-those of BSE's freeze quantities are not confirmed. Start prices are round numbers, nothing more.
+those of BSE's freeze quantities are not confirmed. Expiry falls on the weekdays of today's rules
+(Tuesday at NSE, Thursday at BSE, since 1 Sep 2025) on earlier dates as well. Start prices are round numbers, nothing more.
 """
 
 from collections.abc import Iterator
@@ -228,6 +229,12 @@ class Master:
             if contract.symbol not in self.by_symbol:
                 self.add(replace(contract, token=str(free)))
                 free += 1
+
+    def remove(self, contract: Contract) -> None:
+        """Take a contract off the list."""
+        del self.by_symbol[contract.symbol]
+        self.by_topic.pop(contract.feed_topic, None)
+        self.by_topic.pop(contract.topic("dp"), None)
 
     def add(self, contract: Contract) -> None:
         """List a contract, replacing one of the same symbol."""

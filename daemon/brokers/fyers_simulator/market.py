@@ -8,6 +8,7 @@ asks for it, and from then on with every step.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
 from random import Random
 from typing import Final
 
@@ -25,6 +26,7 @@ from daemon.brokers.fyers_simulator.instruments import (
     NS_PER_SECOND,
     Contract,
     Master,
+    instant_ns,
     local_time,
     on_tick,
 )
@@ -35,6 +37,8 @@ from daemon.history import CandleTable
 LEVELS: Final = 5
 _OPTION_SPREAD: Final = 0.002  # of the premium, at least one tick
 _SIZES: Final = range(1, 41)  # lots of a level
+_LONGEST_BREAK_NS: Final = 10 * 86_400 * NS_PER_SECOND
+_END_NS: Final = 2**63 - 1
 _ORDERS: Final = range(1, 31)  # that make up a level
 
 
@@ -80,12 +84,11 @@ class Quote:
 class _Played:
     """Candles of one symbol as a path of prices in time, and as history."""
 
-    def __init__(self, contract: Contract, table: CandleTable, seed: int) -> None:
+    def __init__(self, contract: Contract, table: CandleTable, seed: int, start_ns: int) -> None:
         self.contract = contract
         self.table = table
-        events = market_events(
-            [(contract.symbol, table.timeframe, table)], seed=seed, wall_ns=lambda: 0
-        )
+        source = (contract.symbol, table.timeframe, table.between(start_ns, _END_NS))
+        events = market_events([source], seed=seed, wall_ns=lambda: 0)
         self._ticks = (event for event in events if isinstance(event, Tick))
         self._next = next(self._ticks, None)
 
@@ -101,7 +104,14 @@ class _Played:
             yield self._next.event_ns, price, self._next.volume_today
             self._next = next(self._ticks, None)
 
+    def close_before(self, start_ns: int) -> int | None:
+        """Return the close of the last day before that of an instant, None at the beginning."""
+        midnight_ns = instant_ns(local_time(start_ns).date(), time())
+        bars = list(self.bars(midnight_ns - _LONGEST_BREAK_NS, midnight_ns))
+        return bars[-1].close if bars else None
+
     def bars(self, start_ns: int, end_ns: int) -> Iterator[Bar]:
+        """Yield the candles that open in [start, end), as they are in the file."""
         table, scale = self.table.between(start_ns, end_ns), self.contract.scale
         for candle in table.candles():
             prices = (candle.open, candle.high, candle.low, candle.close)
@@ -127,7 +137,9 @@ class Market:
         self._seed = seed
         self._start_ns = start_ns
         self._past = SeededPast(seed, hours, start_ns)
-        self._played = {name: _Played(master[name], table, seed) for name, table in played}
+        self._played = {
+            name: _Played(master[name], table, seed, start_ns) for name, table in played
+        }
         self._draw: dict[str, Random] = {}
         self._spot: dict[str, float] = {}  # unrounded, of underlyings
         self._quotes: dict[str, Quote] = {}
@@ -159,6 +171,13 @@ class Market:
             contract = self.master[symbol]
             found = self._quotes[symbol] = self._derived(contract)
         return found
+
+    def remove_expired(self, today: date) -> None:
+        """Take off the list what expired before today."""
+        for contract in list(self.master):
+            if contract.expiry is not None and contract.expiry < today:
+                self.master.remove(contract)
+                self._quotes.pop(contract.symbol, None)
 
     def spot_prices(self) -> dict[str, int]:
         """Return the price in points at which each underlying stands."""
@@ -239,9 +258,7 @@ class Market:
         price = contract.underlying.price
         close = self._past.previous_close(contract)
         if played is not None:
-            bars = list(played.bars(0, self._start_ns + 1))
-            price = bars[-1].open if bars else round(played.table.open[0] * contract.scale)
-            close = bars[-2].close if len(bars) > 1 else price
+            close = played.close_before(self._start_ns) or price
         self._spot[contract.symbol] = float(price)
         close = on_tick(close, contract.tick)
         contract = self._closed_at(contract, close)
@@ -298,7 +315,7 @@ class Market:
     def _play(self, quote: Quote, played: _Played) -> bool:
         """Follow the path of candles; when they trade is for them to say."""
         moved = False
-        for instant_ns, price, volume in played.until(self.now_ns):
+        for at_ns, price, volume in played.until(self.now_ns):
             self._roll_day(quote)
             self._spot[quote.contract.symbol] = float(price)
             self._print(quote, float(price), 0.0)
@@ -306,7 +323,7 @@ class Market:
             traded = max(0, volume - quote.volume)
             self._trade(quote, traded)
             self._extend_day(quote)
-            self._record(quote, instant_ns, traded)
+            self._record(quote, at_ns, traded)
             moved = True
         return moved
 

@@ -22,12 +22,9 @@ from daemon.brokers.fyers_simulator.instruments import CASH, Contract, instant_n
 from daemon.brokers.fyers_simulator.market import Market, Quote
 from daemon.brokers.fyers_simulator.orders import (
     BUY,
-    CANCELLED_CODE,
     INVALID,
     LIMIT,
     MARKET,
-    MODIFIED,
-    PLACED,
     REJECTED,
     SELL,
     STOP,
@@ -155,7 +152,7 @@ class Exchange:
             for order in list(self._open.values()):
                 if order.contract.symbol in symbols:
                     self._end(order, Status.CANCELLED, "cancelled before the exit")
-        return [self._close(position, source="ITS") for position in positions]
+        return [order for p in positions for order in self._close(p, source="ITS")]
 
     def convert(self, body: Any) -> Position:
         """Move units of a position to another product."""
@@ -263,7 +260,7 @@ class Exchange:
             self._end(order, Status.REJECTED, refusal)
             return
         order.status = Status.PENDING
-        order.exchange_id = f"11{self._serial:014d}"
+        order.exchange_id = f"11{int(order.id[6:]):014d}"
         self._tell_order(order)
         self._match(order, self.market.quote(order.contract.symbol))
 
@@ -330,18 +327,26 @@ class Exchange:
         self._open.pop(order.id, None)
         self._tell_order(order)
 
-    def _close(self, position: Position, source: str) -> Order:
-        order = self._new_order(
-            contract=position.contract,
-            quantity=abs(position.net),
-            type=MARKET,
-            side=SELL if position.net > 0 else BUY,
-            product=position.product,
-            validity="DAY",
-            source=source,
-        )
-        self._accept(order)
-        return order
+    def _close(self, position: Position, source: str) -> list[Order]:
+        """Close a position by market orders of no more than the freeze quantity each."""
+        contract, left = position.contract, abs(position.net)
+        side = SELL if position.net > 0 else BUY
+        most = contract.freeze // contract.lot * contract.lot or left
+        orders = []
+        while left > 0:
+            order = self._new_order(
+                contract=contract,
+                quantity=min(left, most),
+                type=MARKET,
+                side=side,
+                product=position.product,
+                validity="DAY",
+                source=source,
+            )
+            left -= order.quantity
+            self._accept(order)
+            orders.append(order)
+        return orders
 
     def _square_off_intraday(self, *, is_cash: bool) -> None:
         for order in list(self._open.values()):
@@ -387,11 +392,6 @@ def protection_price(contract: Contract, side: int, last: int) -> int:
     ticks = max(1, int(band * contract.scale / contract.tick))
     price = last + side * ticks * contract.tick
     return min(max(price, contract.lower, contract.tick), contract.upper)
-
-
-def reply_code(action: Literal["place", "modify", "cancel"]) -> int:
-    """Return the code of a successful order call."""
-    return {"place": PLACED, "modify": MODIFIED, "cancel": CANCELLED_CODE}[action]
 
 
 def _exchange_refusal(order: Order) -> str | None:

@@ -16,7 +16,7 @@ from daemon.brokers.fyers_simulator import data_calls, rows
 from daemon.brokers.fyers_simulator.faults import Faults
 from daemon.brokers.fyers_simulator.limits import RateLimiter
 from daemon.brokers.fyers_simulator.login import CANNOT_AUTHENTICATE, INVALID_APP, LoginDesk
-from daemon.brokers.fyers_simulator.matching import Exchange, reply_code
+from daemon.brokers.fyers_simulator.matching import Exchange
 from daemon.brokers.fyers_simulator.orders import (
     INVALID,
     Order,
@@ -31,10 +31,10 @@ Action = Literal["place", "modify", "cancel"]
 MOST_IN_BASKET: Final = 10
 _UNAUTHORISED: Final = (-8, -15, CANNOT_AUTHENTICATE, -17)
 _ACTIONS: Final[dict[str, Action]] = {"POST": "place", "PATCH": "modify", "DELETE": "cancel"}
-_DONE: Final = {
-    "place": "Order submitted successfully. Your Order Ref. No.{id}",
-    "modify": "Successfully modified order",
-    "cancel": "Successfully cancelled order",
+_DONE: Final[dict[Action, tuple[int, str]]] = {
+    "place": (1101, "Order submitted successfully. Your Order Ref. No.{id}"),
+    "modify": (1102, "Successfully modified order"),
+    "cancel": (1103, "Successfully cancelled order"),
 }
 _LOGIN_PAGE: Final = """<!doctype html><title>Simulated login</title>
 <h1>Simulated broker: log in</h1><p>{problem}</p>
@@ -323,8 +323,8 @@ class RestApi:
         if self._faults.take("no_acknowledgement", action) is not None:
             text = "Order request taken, no acknowledgement from the exchange yet"
             return 200, {"s": "ok", "code": 201, "message": text, "id": order.id}
-        text = _DONE[action].format(id=order.id)
-        return 200, {"s": "ok", "code": reply_code(action), "message": text, "id": order.id}
+        code, text = _DONE[action]
+        return 200, {"s": "ok", "code": code, "message": text.format(id=order.id), "id": order.id}
 
     # Market data.
 

@@ -157,7 +157,6 @@ class FyersSimulator:
         self._runner: web.AppRunner | None = None
         self._driver: asyncio.Task[None] | None = None
         self._urls: Urls | None = None
-        self._moving = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -233,28 +232,26 @@ class FyersSimulator:
             await self._step(min(stops))
 
     async def _step(self, now_ns: int) -> None:
-        async with self._moving:
-            before = local_time(self.now_ns)
-            quotes = self.market.advance_to(now_ns)
-            now = local_time(now_ns)
-            if now.date() != before.date():
-                self._begin_day(now.date())
-            self.faults.step(now_ns)
-            self.exchange.step()
-            if _passed_six(before, now):
-                self.desk.revoke_all()
-                self.data_socket.drop_all()
-                self.order_socket.drop_all()
-            self.data_socket.push(quotes)
+        before, now = local_time(self.now_ns), local_time(now_ns)
+        quotes = self.market.advance_to(now_ns)
+        self.faults.step(now_ns)
+        self.exchange.step()
+        if now.date() != before.date():
+            self._begin_day(now.date())
+        if _passed_six(before, now):
+            self.desk.revoke_all()
+            self.data_socket.drop_all()
+            self.order_socket.drop_all()
+        self.data_socket.push(quotes)
         await asyncio.sleep(0)  # whoever serves connections gets a turn with every step
 
     async def set_price(self, symbol: str, rupees: float) -> None:
         """Trade at a price now, match what it reaches, and tell the sockets."""
-        async with self._moving:
-            scale = self.market.master[symbol].scale
-            self.market.set_price(symbol, round(rupees * scale))
-            self.exchange.step()
-            self.data_socket.push(self.market.live_quotes)
+        scale = self.market.master[symbol].scale
+        self.market.set_price(symbol, round(rupees * scale))
+        self.exchange.step()
+        self.data_socket.push(self.market.live_quotes)
+        await asyncio.sleep(0)
 
     def change_session(self, day: date, hours: tuple[wall_time, wall_time] | None) -> None:
         """Give a day other hours than the calendar, None for a holiday."""
@@ -301,6 +298,7 @@ class FyersSimulator:
 
     def _begin_day(self, today: date) -> None:
         """List the contracts of a new day, and give the user its requests back."""
+        self.market.remove_expired(today)
         prices = self.market.spot_prices()
         self.market.master.list_missing(build_master(today, self.hours.calendar, prices))
         self.limiter.new_day()
@@ -404,7 +402,13 @@ def _decimals(tick_size: Decimal) -> int:
 def _first_price(table: CandleTable, start_ns: int) -> float:
     """Return the price at which played candles stand when the simulation begins."""
     later = table.between(start_ns, 2**63 - 1)
-    return float(later.open[0] if len(later) else table.close[-1])
+    if not len(later):
+        last, start = local_time(int(table.open_ns[-1])), local_time(start_ns)
+        raise ConfigError(
+            f"the candles of {table.symbol} end at {last:%Y-%m-%d %H:%M}, before the start at "
+            f"{start:%Y-%m-%d %H:%M}: begin earlier, or give another file"
+        )
+    return float(later.open[0])
 
 
 def _passed_six(before: datetime, now: datetime) -> bool:
