@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from actors.instruments import Instrument
 from daemon.brokers.fyers_simulator import FyersSimulator, RateLimits, SimulatorSettings
 from daemon.brokers.fyers_simulator.data_calls import history, master_csv, master_json
-from daemon.brokers.fyers_simulator.instruments import IST, build_master, instant_ns, tick_of
+from daemon.brokers.fyers_simulator.instruments import IST, instant_ns, tick_of
 from daemon.brokers.fyers_simulator.limits import RateLimiter
+from daemon.brokers.fyers_simulator.listing import build_master
 from daemon.brokers.fyers_simulator.options import smile, value
 from daemon.brokers.fyers_simulator.orders import Refusal
 from daemon.history import CandleTable, load_candles

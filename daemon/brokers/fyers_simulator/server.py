@@ -20,12 +20,11 @@ from daemon.brokers.fyers_simulator.hours import TradingHours
 from daemon.brokers.fyers_simulator.instruments import (
     IST,
     NS_PER_SECOND,
-    build_master,
     instant_ns,
-    listing,
     local_time,
 )
 from daemon.brokers.fyers_simulator.limits import RateLimiter, RateLimits
+from daemon.brokers.fyers_simulator.listing import build_master, listing
 from daemon.brokers.fyers_simulator.login import Account, LoginDesk
 from daemon.brokers.fyers_simulator.market import Market
 from daemon.brokers.fyers_simulator.matching import Exchange
