@@ -12,7 +12,7 @@ DATA ?=
 SESSION ?= last
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static fix paper backtest replay bench train units clean
+.PHONY: help setup backend demo test check static fix paper backtest replay bench train units clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,7 +28,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup  ## Paper-trade real candles, then one JSON summary; DURATION= s, SPEED=, DATA= file
-	@$(BIN)/hrm-trader demo --json --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA))
+	@$(BIN)/python -m backend --demo --log-level ERROR & backend=$$!; \
+	trap 'kill $$backend 2>/dev/null' EXIT; trap : INT; \
+	$(BIN)/hrm-trader demo --json --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA))
 
 test: check  ## Run every check and every test
 	$(BIN)/python -m pytest -n 2
@@ -39,12 +41,15 @@ check: static  ## Run format, lint, types, import contracts and the fast tests
 static: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy daemon actors hrm tests benchmarks
+	$(BIN)/mypy backend daemon actors hrm tests benchmarks
 	$(BIN)/lint-imports
 
 fix: setup  ## Format and apply the safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+backend: setup  ## Serve the web backend on port 8000 beside the daemon of var/
+	@$(BIN)/python -m backend
 
 paper: setup  ## Run the daemon in paper mode on DATA=, as systemd would
 	$(BIN)/hrm-trader run $(if $(DATA),--data $(DATA))

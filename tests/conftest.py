@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -38,3 +39,21 @@ def message_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = _run(server.start())
     yield url
     _run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a released model: small, untrained, and it trades often."""
+    from model_builders import a_card, a_config, a_model
+
+    from hrm.features import CONTEXT_NAMES, FEATURE_NAMES, FEATURE_SCHEMA_SHA256
+    from hrm.integrity import save_release
+    from hrm.manifest import FeatureRecord
+
+    folder = tmp_path_factory.mktemp("models")
+    config = a_config(
+        inputs={"n_features": len(FEATURE_NAMES), "n_context": len(CONTEXT_NAMES)},
+    )
+    features = FeatureRecord(names=FEATURE_NAMES, schema_sha256=FEATURE_SCHEMA_SHA256)
+    save_release(folder, a_model(config, seed=8), a_card(config, features=features))
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import actors
+import backend
 import daemon
 import hrm
 
@@ -29,7 +30,9 @@ FORBIDDEN_IN_ACTORS = {
 }
 
 
-@pytest.mark.parametrize("package", [actors, daemon, hrm], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [actors, backend, daemon, hrm], ids=lambda package: package.__name__
+)
 def test_the_packages_are_those_of_this_repository(package: object) -> None:
     # The python-daemon distribution installs a package of the same name, which would shadow ours.
     file = getattr(package, "__file__", None)
@@ -80,7 +83,9 @@ def test_the_model_knows_nothing_of_trading(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "daemon").rglob("*.py")), ids=lambda path: path.stem
+    "path",
+    sorted([*(ROOT / "daemon").rglob("*.py"), *(ROOT / "backend").rglob("*.py")]),
+    ids=lambda path: path.stem,
 )
 def test_tensors_stay_in_the_model(path: Path) -> None:
     assert "torch" not in {package_of(module) for module in imports_of(path)}

@@ -1,0 +1,121 @@
+"""The FastAPI application: routes, cross-origin rules, limits, and what lives as long as it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.context import Backend
+from backend.routes import auth_routes, config_routes, trading_routes
+from backend.websocket import ORIGINS
+from backend.websocket import router as sockets
+
+MOST_BODY_BYTES: Final = 64 * 1024
+
+Part = Callable[[], Awaitable[None]]
+
+
+def create_app(backend: Backend) -> FastAPI:
+    """Return the application around its parts; it follows the daemon while it is served."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(backend.files.begin)
+        reading = asyncio.create_task(backend.reader.run())
+        try:
+            yield
+        finally:
+            backend.hub.end_all("the backend stops")
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+            await backend.accounts.close()
+
+    app = FastAPI(title="AlgoTrading API", version="1.0.0", lifespan=lifespan)
+    app.state.backend = backend
+    for router in (auth_routes.router, config_routes.router, trading_routes.router, sockets):
+        app.include_router(router)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=ORIGINS,
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+    )
+    app.add_exception_handler(RequestValidationError, _invalid)
+    return app
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Answer 422 as ever, but never send a log-in's fields back."""
+    assert isinstance(error, RequestValidationError)
+    details: list[dict[str, Any]] = [
+        {key: value for key, value in detail.items() if key in ("type", "loc", "msg", "input")}
+        for detail in error.errors()
+    ]
+    if request.url.path.endswith("/login"):
+        details = [detail | {"input": None} for detail in details]
+    return JSONResponse({"detail": jsonable_encoder(_finite(details))}, 422)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value that JSON can carry: the input may hold NaN or infinity."""
+    match value:
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return str(value)
+        case dict():
+            return {key: _finite(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_finite(entry) for entry in value]
+        case _:
+            return value
+
+
+class BodyLimit:
+    """Answer 413 to a body above 64 KiB, announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > MOST_BODY_BYTES:
+            await _too_large(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            body += message.get("body", b"")
+            if len(body) > MOST_BODY_BYTES:
+                await _too_large(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+        is_given = False
+
+        async def whole() -> Message:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, whole, send)
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = JSONResponse({"detail": f"Request body above {MOST_BODY_BYTES} bytes"}, 413)
+    await answer(scope, receive, send)

@@ -1,0 +1,113 @@
+"""Build the backend out of settings and environment; the one place that knows all its parts."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+
+from backend.accounts import Accounts
+from backend.app import create_app
+from backend.auth import CookieSigner, LoginThrottle
+from backend.candles import CandleShelf
+from backend.context import Backend
+from backend.daemon_link import DaemonLink
+from backend.files import ResultFiles
+from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.hub import Hub
+from backend.place import find_place
+from backend.reader import BusReader
+from daemon.errors import ConfigError
+from daemon.logs import get_logger
+from daemon.settings import Settings, find_config_dir, load_instruments, load_settings
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says."""
+
+    state: Path | None = None
+    config: Path | None = None
+    broker_url: str | None = None
+    demo: bool = False
+
+
+def build(
+    options: Options, environment: Mapping[str, str], *, new_secret: Callable[[], str]
+) -> FastAPI:
+    """Return the application; raises ConfigError for settings that cannot be used."""
+    overrides = {"session.state_dir": str(options.state)} if options.state else {}
+    settings = load_settings(options.config, environment, overrides=overrides, demo=options.demo)
+    accounts = FyersAccounts(_urls(options.broker_url))
+    return create_app(build_backend(settings, options, environment, accounts, new_secret))
+
+
+def build_backend(
+    settings: Settings,
+    options: Options,
+    environment: Mapping[str, str],
+    accounts: Accounts,
+    new_secret: Callable[[], str],
+) -> Backend:
+    """Return the parts of a backend for these settings."""
+    config_dir = find_config_dir(options.config, environment)
+    files = ResultFiles(settings.session.state_dir / "backend", time.time_ns)
+    link = DaemonLink(time.time_ns)
+    hub = Hub()
+    reader = BusReader(
+        lambda: find_place(settings, demo=options.demo),
+        hub,
+        wall_ns=time.time_ns,
+        monotonic_s=time.monotonic,
+        on_answer=link.take,
+        on_trades=lambda place, trades: files.add_trades(place.plan.session, trades),
+    )
+    catalogue = load_instruments(options.config, environment, demo=options.demo).catalogue
+    return Backend(
+        signer=CookieSigner(_secret(settings, options, new_secret), time.time),
+        throttle=LoginThrottle(time.monotonic),
+        accounts=accounts,
+        reader=reader,
+        hub=hub,
+        link=link,
+        files=files,
+        shelf=CandleShelf(Path(settings.paths.raw_data_dir), catalogue, accounts),
+        config_dir=config_dir,
+        wall_ns=time.time_ns,
+        monotonic_s=time.monotonic,
+    )
+
+
+def _secret(settings: Settings, options: Options, new_secret: Callable[[], str]) -> str:
+    """Return what cookies are signed with; there is no built-in value.
+
+    On paper one is drawn at each start, which ends all log-ins. Where real money can be reached it
+    must be given.
+    """
+    given = settings.secrets.jwt_secret
+    if given is not None:
+        return given.get_secret_value()
+    place = find_place(settings, demo=options.demo)
+    if place is not None and place.mode == "REAL":
+        raise ConfigError(
+            "JWT_SECRET is not set, and the daemon trades real money: set it to the output of "
+            "`openssl rand -hex 32`"
+        )
+    get_logger(part="build").warning("JWT_SECRET is not set: log-ins end with this process")
+    return new_secret()
+
+
+def _urls(broker_url: str | None) -> FyersUrls:
+    if broker_url is None:
+        return FyersUrls()
+    parts = urlsplit(broker_url)
+    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
+        raise ConfigError(
+            f"--broker-url must be http:// on loopback, for a simulator, was {broker_url!r}: leave "
+            "it out for the broker"
+        )
+    return FyersUrls.at(broker_url.rstrip("/"))

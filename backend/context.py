@@ -1,0 +1,64 @@
+"""Everything the routes use, built once and handed to them; nothing here is global."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fastapi import HTTPException, Request
+from starlette.requests import HTTPConnection
+
+from backend.accounts import Accounts, Profile
+from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle, NotAuthenticated
+from backend.candles import CandleShelf
+from backend.daemon_link import DaemonLink
+from backend.files import ResultFiles
+from backend.hub import Hub
+from backend.reader import BusReader
+
+PROFILE_FRESH_S: Final = 60.0
+_KEPT_PROFILES: Final = 1000
+
+
+@dataclass
+class Backend:
+    """The parts of one backend process."""
+
+    signer: CookieSigner
+    throttle: LoginThrottle
+    accounts: Accounts
+    reader: BusReader
+    hub: Hub
+    link: DaemonLink
+    files: ResultFiles
+    shelf: CandleShelf
+    config_dir: Path
+    wall_ns: Callable[[], int]
+    monotonic_s: Callable[[], float]
+    _profiles: OrderedDict[str, tuple[float, Profile]] = field(default_factory=OrderedDict)
+
+    async def profile(self, identity: Identity) -> Profile:
+        """Return name and capital, from the broker at most once a minute."""
+        kept = self._profiles.get(identity.access_token)
+        if kept is not None and self.monotonic_s() - kept[0] < PROFILE_FRESH_S:
+            return kept[1]
+        profile = await self.accounts.profile(identity)
+        self._profiles[identity.access_token] = (self.monotonic_s(), profile)
+        if len(self._profiles) > _KEPT_PROFILES:
+            self._profiles.popitem(last=False)
+        return profile
+
+
+def backend_of(connection: HTTPConnection) -> Backend:
+    """Return the parts that belong to the application being asked."""
+    backend: Backend = connection.app.state.backend
+    return backend
+
+
+def identity_of(request: Request) -> Identity:
+    """Return who is asking by his cookie, or answer 401."""
+    try:
+        return backend_of(request).signer.read(request.cookies.get(COOKIE))
+    except NotAuthenticated as error:
+        raise HTTPException(401, str(error)) from error

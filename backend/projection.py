@@ -1,0 +1,474 @@
+"""The daemon as its users see it: a fold of what is on the bus, and the frames that follow.
+
+Pure: entries in, frames out. Where entries come from and where frames go is for reader.py and
+hub.py; what counts as a session is the daemon's to say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+from actors.desk import is_manual
+from actors.messages import (
+    Alert,
+    Bar,
+    Decision,
+    ExecutionReport,
+    Heartbeat,
+    Message,
+    OrderIntent,
+    PlaceOrder,
+    Position,
+    Tick,
+    TimeEvent,
+    TradingSession,
+)
+from backend.place import Place
+from backend.responses import (
+    EXIT_WORDS,
+    INACTIVE,
+    insights,
+    iso_local,
+    number,
+    timeframe_seconds,
+)
+from daemon.bus import Envelope
+
+WATCHED = (
+    Tick.stream,
+    TimeEvent.stream,
+    Bar.stream,
+    Decision.stream,
+    OrderIntent.stream,
+    PlaceOrder.stream,
+    ExecutionReport.stream,
+    Position.stream,
+    TradingSession.stream,
+    "answer",
+    Heartbeat.stream,
+    Alert.stream,
+)
+REMEMBERED = (
+    OrderIntent.stream,
+    PlaceOrder.stream,
+    ExecutionReport.stream,
+    Position.stream,
+    TradingSession.stream,
+)
+"""Streams that are folded from their first entry on: what was traded, and for whom."""
+
+_NOT_CLOSED = "Failed to close position for "
+_NS = 1_000_000_000
+
+
+class Frame(NamedTuple):
+    """One message to sockets: of a user, or of all whose session trades the instrument."""
+
+    body: dict[str, Any]
+    instrument: str = ""
+    user_id: str = ""
+    latest_of: str = ""  # a newer frame of the same name replaces it where a client is slow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trade:
+    """One closed trade."""
+
+    trade_id: str
+    instrument: str
+    timeframe: str
+    direction: Literal["Long", "Short"]
+    entry_price: float
+    exit_price: float
+    quantity: int  # lots
+    pnl: float  # rupees, net of charges
+    entry_ns: int
+    exit_ns: int
+    trade_type: Literal["Automated", "Manual"]
+    reason: str
+
+
+@dataclass(slots=True)
+class _Trip:
+    """An open position from its first fill on."""
+
+    opened: Position
+    realised_before: Decimal
+    exit_units: int = 0
+    exit_value: Decimal = Decimal(0)
+
+
+@dataclass(slots=True)
+class _Candle:
+    """The bar that is still open, as the ticks made it."""
+
+    open_ns: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+
+
+@dataclass(slots=True)
+class Projection:
+    """Fold entries of one session of the daemon; ask it what is, or take the frames that follow."""
+
+    place: Place
+    ticks: dict[str, Tick] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    positions: dict[str, Position] = field(default_factory=dict)
+    sessions: dict[str, TradingSession] = field(default_factory=dict)
+    beats_ns: dict[str, int] = field(default_factory=dict)
+    trades: list[Trade] = field(default_factory=list)
+    now_ns: int = 0  # market time
+    _lots: dict[str, int] = field(default_factory=dict)  # ordered, by decision id
+    _exits: dict[str, str] = field(default_factory=dict)  # exit orders: id -> instrument
+    _trips: dict[str, _Trip] = field(default_factory=dict)
+    _candles: dict[str, _Candle] = field(default_factory=dict)
+
+    def fold(self, message: Message) -> Iterator[Frame]:
+        """Take one message; yield what the sockets should hear of it."""
+        match message:
+            case Tick():
+                yield from self._take_tick(message)
+            case TimeEvent(now_ns=now_ns):
+                self.now_ns = max(self.now_ns, now_ns)
+            case Decision():
+                self.decisions[message.instrument] = message
+                yield Frame(
+                    {"type": "stats_update"} | self.stats(message.instrument), message.instrument
+                )
+            case OrderIntent():
+                lot = self.place.catalogue[message.instrument].lot_size
+                self._lots[message.decision_id] = abs(message.quantity) // lot
+            case PlaceOrder(purpose="exit"):
+                self._exits[message.client_order_id] = message.instrument
+            case ExecutionReport():
+                self._take_report(message)
+            case Position():
+                yield from self._take_position(message)
+            case TradingSession():
+                yield from self._take_session(message)
+            case Heartbeat():
+                self.beats_ns[message.actor] = message.at_ns
+            case Alert(severity="critical", text=text) if text.startswith(_NOT_CLOSED):
+                yield Frame({"type": "error", "message": text}, message.instrument or "")
+            case _:
+                pass
+
+    def restore(self, latest: Envelope) -> None:
+        """Take the latest message of a stream without telling anybody."""
+        for _ in self.fold(latest.message):
+            pass
+
+    # What is
+
+    def is_alive(self, wall_ns: int) -> bool:
+        """Tell whether the daemon's risk actor gave a sign of life lately."""
+        allowed_ns = int(self.place.settings.monitoring.silent_after_seconds * _NS)
+        return self.beats_ns.get("risk", 0) > wall_ns - allowed_ns
+
+    def session_of(self, user_id: str) -> TradingSession | None:
+        """Return the user's session, running or failed; None after its stop."""
+        session = self.sessions.get(user_id)
+        return None if session is None or session.status == "stopped" else session
+
+    def price_of(self, instrument: str) -> Decimal | None:
+        """Return the last price, or None before the first."""
+        tick = self.ticks.get(instrument)
+        return tick.last_price if tick else None
+
+    def lots_of(self, decision: Decision | None) -> float:
+        """Return the lots that were ordered because of a decision."""
+        return float(self._lots.get(decision.id, 0)) if decision else 0.0
+
+    def status(self, user_id: str) -> dict[str, Any]:
+        """Return the user's status as the second frame of a socket carries it."""
+        session = self.session_of(user_id)
+        if session is None:
+            return dict(INACTIVE)
+        seconds = timeframe_seconds(session.timeframe)
+        bar_ns = seconds * _NS
+        status: dict[str, Any] = {
+            "status": session.status,
+            "is_running": session.status == "running",
+            "instrument": session.instrument,
+            "timeframe": session.timeframe,
+            "option_strategy": session.option_strategy,
+            "fetchIntervalSeconds": seconds,
+            "nextFetchTimestamp": iso_local((self.now_ns // bar_ns + 1) * bar_ns),
+        }
+        numbers = self.stats(session.instrument, session)
+        numbers.pop("timestamp")
+        status |= numbers
+        if session.trading_mode == "PAPER":
+            status["open_positions"] = self._open_positions
+            position = self.positions.get(session.instrument)
+            trips = position.round_trips if position else 0
+            status["closed_positions"] = trips - session.round_trips_before
+        return status
+
+    def stats(self, instrument: str, session: TradingSession | None = None) -> dict[str, Any]:
+        """Return the numbers of a stats_update; counted from the session's start where given."""
+        position = self.positions.get(instrument)
+        realised = position.realised_pnl if position else Decimal(0)
+        trips = position.round_trips if position else 0
+        wins = position.winning_round_trips if position else 0
+        if session is not None:
+            realised -= session.realised_before
+            trips -= session.round_trips_before
+            wins -= session.wins_before
+        mode = self.place.mode
+        instrument_lot = self.place.instrument(instrument)
+        lot = instrument_lot.lot_size if instrument_lot else 1
+        net = position.net_quantity / lot if position else 0.0
+        numbers: dict[str, Any] = {
+            "current_pnl": round(float(realised + self._unrealised(instrument)), 2),
+            "today_trades": trips,
+            "win_rate": round(100 * wins / trips, 2) if trips else 0.0,
+            "current_price": number(self.price_of(instrument)),
+            "position": self._open_positions if mode == "PAPER" else net,
+            "trading_mode": mode,
+            "timestamp": iso_local(self.now_ns),
+        }
+        if mode == "PAPER":
+            numbers["available_capital"] = round(float(self.available_capital), 2)
+        return numbers | insights(self.decisions.get(instrument))
+
+    def for_session(self, frame: Frame, session: TradingSession) -> dict[str, Any]:
+        """Return a frame's body with the numbers that count from a user's own start."""
+        if frame.body["type"] != "stats_update":
+            return frame.body
+        return frame.body | self.stats(session.instrument, session)
+
+    @property
+    def available_capital(self) -> Decimal:
+        """Rupees of the simulated account that no position has taken."""
+        capital = self.place.settings.risk_limits.initial_capital
+        for position in self.positions.values():
+            capital += position.realised_pnl - position.capital_used
+        return capital
+
+    def open_positions(self, user_id: str) -> list[dict[str, Any]]:
+        """Return the open positions that the user's session shows."""
+        session = self.session_of(user_id)
+        if session is None:
+            return []
+        position = self.positions.get(session.instrument)
+        return [self._position_data(position)] if position and position.net_quantity else []
+
+    @property
+    def _open_positions(self) -> int:
+        return sum(1 for position in self.positions.values() if position.net_quantity)
+
+    def _unrealised(self, instrument: str) -> Decimal:
+        position = self.positions.get(instrument)
+        price = self.price_of(instrument)
+        if position is None or price is None or not position.net_quantity:
+            return Decimal(0)
+        return (price - position.average_price) * position.net_quantity
+
+    # What happens
+
+    def _take_tick(self, tick: Tick) -> Iterator[Frame]:
+        self.now_ns = max(self.now_ns, tick.event_ns)
+        before = self.ticks.get(tick.instrument)
+        if tick.last_price <= 0 or (before and tick.event_ns < before.event_ns):
+            return
+        self.ticks[tick.instrument] = tick
+        candle = self._candle_with(tick)
+        name = tick.instrument
+        price = number(tick.last_price)
+        data = {
+            "symbol": name,
+            "price": price,
+            "volume": float(tick.volume_today),
+            "timestamp": str(candle.open_ns // _NS),
+            "time_iso": iso_local(tick.event_ns),
+            "bid": number(tick.bid) or price,
+            "ask": number(tick.ask) or price,
+            "high": number(candle.high),
+            "low": number(candle.low),
+            "open": number(candle.open),
+        }
+        yield Frame({"type": "tick", "data": data}, name, latest_of=f"tick:{name}")
+        position = self.positions.get(name)
+        if position is not None and position.net_quantity:
+            if before is not None and before.last_price == tick.last_price:
+                return
+            yield Frame(
+                {"type": "position_update", "data": self._position_data(position)},
+                name,
+                latest_of=f"position:{name}",
+            )
+
+    def _candle_with(self, tick: Tick) -> _Candle:
+        """Return the bar the tick belongs to, with the tick in it."""
+        name, price = tick.instrument, tick.last_price
+        timeframe = self.place.timeframes.get(name, "5")
+        market = self.place.catalogue[name].session
+        candle = self._candles.get(name)
+        if self.place.calendar.phase(market, tick.event_ns) == "closed":
+            bar_ns = timeframe_seconds(timeframe) * _NS
+            open_ns = tick.event_ns // bar_ns * bar_ns
+        else:
+            open_ns = self.place.calendar.bar_open_ns(market, timeframe, tick.event_ns)
+        if candle is None or open_ns > candle.open_ns:
+            candle = self._candles[name] = _Candle(open_ns, price, price, price)
+        candle.high = max(candle.high, price)
+        candle.low = min(candle.low, price)
+        return candle
+
+    def _take_report(self, report: ExecutionReport) -> None:
+        trip = self._trips.get(report.instrument)
+        if trip is None or report.client_order_id not in self._exits:
+            return
+        trip.exit_units += report.last_quantity
+        trip.exit_value += report.last_price * report.last_quantity
+
+    def _take_position(self, position: Position) -> Iterator[Frame]:
+        name = position.instrument
+        before = self.positions.get(name)
+        self.positions[name] = position
+        trip = self._trips.get(name)
+        if position.net_quantity and trip is None:
+            realised = before.realised_pnl if before else Decimal(0)
+            self._trips[name] = _Trip(position, realised)
+            yield from self._executed(position, position, 0.0)
+        if position.net_quantity:
+            yield Frame({"type": "position_update", "data": self._position_data(position)}, name)
+        elif trip is not None:
+            del self._trips[name]
+            trade = self._closed(trip, position)
+            self.trades.append(trade)
+            yield from self._executed(position, trip.opened, trade.pnl)
+            yield Frame({"type": "position_update", "data": self._closed_data(trade)}, name)
+
+    def _executed(self, now: Position, opened: Position, pnl: float) -> Iterator[Frame]:
+        """Yield the marker of an automated trade: it opened, or it is closed now."""
+        if is_manual(opened.decision_id):
+            return
+        is_long = opened.net_quantity > 0
+        is_exit = not now.net_quantity
+        action = (
+            ("CLOSE_LONG" if is_long else "CLOSE_SHORT")
+            if is_exit
+            else "BUY"
+            if is_long
+            else "SELL"
+        )
+        decision = self.decisions.get(now.instrument)
+        trade_info = {
+            "decision_id": opened.decision_id,
+            "quantity": self._lots_of(opened),
+            "reason": now.last_exit_reason if is_exit else "DECISION",
+        }
+        price = self._trips_price(now, opened)
+        body = {
+            "type": "trade_executed",
+            "action": action,
+            "price": price,
+            "pnl": pnl,
+            "reward": pnl,
+            "timestamp": iso_local(now.updated_ns),
+            "trade_info": trade_info,
+            "trading_mode": self.place.mode,
+        }
+        yield Frame(body | insights(decision), now.instrument)
+
+    def _trips_price(self, now: Position, opened: Position) -> float:
+        if now.net_quantity:
+            return number(now.average_price)
+        return self.trades[-1].exit_price if self.trades else number(opened.average_price)
+
+    def _closed(self, trip: _Trip, now: Position) -> Trade:
+        opened = trip.opened
+        last = self.price_of(now.instrument) or opened.average_price
+        exit_price = trip.exit_value / trip.exit_units if trip.exit_units else last
+        return Trade(
+            trade_id=f"{opened.decision_id}#{now.round_trips}",
+            instrument=now.instrument,
+            timeframe=self.place.timeframes.get(now.instrument, ""),
+            direction="Long" if opened.net_quantity > 0 else "Short",
+            entry_price=number(opened.average_price),
+            exit_price=round(number(exit_price), 4),
+            quantity=self._lots_of(opened),
+            pnl=round(float(now.realised_pnl - trip.realised_before), 2),
+            entry_ns=opened.entry_ns or opened.updated_ns,
+            exit_ns=now.updated_ns,
+            trade_type="Manual" if is_manual(opened.decision_id) else "Automated",
+            reason=EXIT_WORDS.get(now.last_exit_reason, now.last_exit_reason),
+        )
+
+    def _take_session(self, session: TradingSession) -> Iterator[Frame]:
+        self.sessions[session.user_id] = session
+        user_id = session.user_id
+        if session.status == "running":
+            yield Frame(started(session), user_id=user_id)
+        elif session.status == "failed":
+            text = f"Failed to start live trading: {session.reason}"
+            yield Frame({"type": "error", "message": text}, user_id=user_id)
+        else:
+            numbers = self.stats(session.instrument, session)
+            word = "Paper" if session.trading_mode == "PAPER" else "Real"
+            body = {
+                "type": "stopped",
+                "message": f"{word} trading stopped",
+                "final_pnl": numbers["current_pnl"],
+                "total_trades": numbers["today_trades"],
+                "trading_mode": session.trading_mode,
+            }
+            yield Frame(body, user_id=user_id)
+
+    def _lots_of(self, position: Position) -> int:
+        lot = self.place.catalogue[position.instrument].lot_size
+        return max(1, abs(position.net_quantity) // lot)
+
+    def _position_data(self, position: Position) -> dict[str, Any]:
+        trip = self._trips.get(position.instrument)
+        entry_ns = position.entry_ns or (trip.opened.updated_ns if trip else position.updated_ns)
+        return {
+            "instrument": position.instrument,
+            "direction": "Long" if position.net_quantity > 0 else "Short",
+            "entryPrice": number(position.average_price),
+            "quantity": self._lots_of(position),
+            "stopLoss": number(position.trailing_stop_price or position.stop_price),
+            "targetPrice": number(position.target_price),
+            "currentPnl": round(float(self._unrealised(position.instrument)), 2),
+            "tradeType": "Manual" if is_manual(position.decision_id) else "Automated",
+            "isOpen": True,
+            "entryTime": iso_local(entry_ns),
+            "tradingMode": self.place.mode,
+        } | insights(self.decisions.get(position.instrument))
+
+    def _closed_data(self, trade: Trade) -> dict[str, Any]:
+        return {
+            "instrument": trade.instrument,
+            "direction": trade.direction,
+            "entryPrice": trade.entry_price,
+            "quantity": trade.quantity,
+            "stopLoss": 0.0,
+            "targetPrice": 0.0,
+            "currentPnl": 0.0,
+            "tradeType": trade.trade_type,
+            "isOpen": False,
+            "entryTime": iso_local(trade.entry_ns),
+            "tradingMode": self.place.mode,
+            "exitPrice": trade.exit_price,
+            "exitTime": iso_local(trade.exit_ns),
+            "pnl": trade.pnl,
+            "reason": trade.reason,
+        } | insights(self.decisions.get(trade.instrument))
+
+
+def started(session: TradingSession) -> dict[str, Any]:
+    """Return the frame that tells a page that trading is on."""
+    word = "Paper" if session.trading_mode == "PAPER" else "Real"
+    return {
+        "type": "started",
+        "message": f"{word} trading started",
+        "instrument": session.instrument,
+        "timeframe": session.timeframe,
+        "option_strategy": session.option_strategy,
+        "trading_mode": session.trading_mode,
+    }

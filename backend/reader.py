@@ -1,0 +1,163 @@
+"""The one reader of the bus in this process: keeps the projection, feeds the hub, finds the daemon.
+
+It reads without a group, so that nothing ever waits for it. Whatever is lost (server, daemon), it
+looks again, rebuilds what there is, and goes on; meanwhile there is no session to show.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from actors.messages import Decision, Heartbeat, Message, RequestAnswer
+from backend.hub import Hub, as_text
+from backend.place import Finder, Place
+from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade
+from daemon.bus import Entry, id_key
+from daemon.errors import BusError
+from daemon.logs import get_logger
+from daemon.redis_bus import RedisBus
+from daemon.redis_tail import RedisTail
+
+_BLOCK_MS = 200
+_BATCH = 500
+_LOOK_S = 0.5
+_RETRY_S = 0.25
+
+
+class BusReader:
+    """Follow the daemon until stopped. `on_trades` hears every closed trade, also older ones."""
+
+    def __init__(
+        self,
+        find: Finder,
+        hub: Hub,
+        *,
+        wall_ns: Callable[[], int],
+        monotonic_s: Callable[[], float],
+        on_answer: Callable[[RequestAnswer], None],
+        on_trades: Callable[[Place, list[Trade]], None],
+    ) -> None:
+        self._find = find
+        self._hub = hub
+        self._wall_ns = wall_ns
+        self._monotonic_s = monotonic_s
+        self._on_answer = on_answer
+        self._on_trades = on_trades
+        self._log = get_logger(part="reader")
+        self._projection: Projection | None = None
+        self._is_connected = False
+        self._last_problem = ""
+
+    @property
+    def view(self) -> Projection | None:
+        """The daemon's session as it stands; None while there is none that lives."""
+        projection = self._projection
+        if projection is None or not self._is_connected:
+            return None
+        return projection if projection.is_alive(self._wall_ns()) else None
+
+    @property
+    def place(self) -> Place | None:
+        """Where the daemon's session is, whether it lives or not."""
+        return self._projection.place if self._projection else self._find()
+
+    async def run(self) -> None:
+        """Follow for ever; end by cancelling."""
+        while True:
+            place = await asyncio.to_thread(self._find)
+            if place is not None:
+                try:
+                    await self._follow(place)
+                    continue
+                except BusError as error:
+                    if str(error) != self._last_problem:
+                        self._log.warning("bus lost", reason=str(error))
+                    self._last_problem = str(error)
+                finally:
+                    self._is_connected = False
+            await asyncio.sleep(_RETRY_S)
+
+    async def _follow(self, place: Place) -> None:
+        """Read until the daemon begins another session."""
+        bus = RedisBus(place.url, place.plan.prefix)
+        tail = None
+        try:
+            tail = await RedisTail.open(place.url, place.plan.prefix, WATCHED)
+            await self._rebuild(place, bus, tail)
+            self._is_connected = True
+            self._last_problem = ""
+            self._log.info("following", session=place.plan.session)
+            look_at_s = self._monotonic_s() + _LOOK_S
+            while True:
+                entries = await tail.read(_BATCH, _BLOCK_MS)
+                self._take(entries)
+                if len(entries) >= _BATCH:
+                    await asyncio.sleep(0)
+                if self._monotonic_s() > look_at_s:
+                    look_at_s = self._monotonic_s() + _LOOK_S
+                    found = await asyncio.to_thread(self._find)
+                    if found is None or found.plan.session != place.plan.session:
+                        return
+        finally:
+            if tail is not None:
+                await tail.close()
+            await bus.close()
+
+    async def _rebuild(self, place: Place, bus: RedisBus, tail: RedisTail) -> None:
+        """Fold what was before the tail's place; tell sockets of changes made meanwhile."""
+        before = self._projection
+        projection = Projection(place)
+        newest = tail.after
+        past: list[Entry] = []
+        for stream in REMEMBERED:
+            past += [
+                entry
+                for entry in await bus.entries(stream)
+                if id_key(entry.id) <= id_key(newest[stream])
+            ]
+        past.sort(key=lambda entry: id_key(entry.id))
+        for stream in (Heartbeat.stream, Decision.stream):
+            for latest in (await bus.latest(stream)).values():
+                projection.restore(latest)
+        for entry in past:
+            projection.restore(entry.envelope)
+        self._projection = projection
+        self._on_trades(place, projection.trades)
+        for user_id in self._hub.users:
+            same = before is not None and before.place.plan.session == place.plan.session
+            known = before.session_of(user_id) if before else None
+            session = projection.session_of(user_id)
+            if not same or session != known:
+                body = {"type": "status", "data": projection.status(user_id)}
+                self._hub.send(user_id, as_text(body))
+
+    def _take(self, entries: Iterable[Entry]) -> None:
+        projection = self._projection
+        if projection is None:
+            return
+        for entry in entries:
+            message: Message = entry.envelope.message
+            if isinstance(message, RequestAnswer):
+                self._on_answer(message)
+                continue
+            trades = len(projection.trades)
+            for frame in projection.fold(message):
+                self._send(projection, frame)
+            if len(projection.trades) > trades:
+                self._on_trades(projection.place, projection.trades[trades:])
+
+    def _send(self, projection: Projection, frame: Frame) -> None:
+        if frame.user_id:
+            self._hub.send(frame.user_id, as_text(frame.body))
+            return
+        text = ""
+        for user_id in self._hub.users:
+            session = projection.session_of(user_id)
+            if session is None or session.status != "running":
+                continue
+            if session.instrument != frame.instrument:
+                continue
+            if frame.body["type"] == "stats_update":
+                self._hub.send(user_id, as_text(projection.for_session(frame, session)))
+            else:
+                text = text or as_text(frame.body)
+                self._hub.send(user_id, text, frame.latest_of)

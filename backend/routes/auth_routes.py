@@ -1,0 +1,95 @@
+"""Log in, log out, profile, funds."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from pydantic import BaseModel
+
+from backend.accounts import Credentials
+from backend.auth import COOKIE, COOKIE_LIFE_S, Identity
+from backend.context import backend_of, identity_of
+from backend.responses import iso_utc
+from daemon.errors import BrokerError
+from daemon.logs import get_logger
+
+router = APIRouter(prefix="/api")
+User = Annotated[Identity, Depends(identity_of)]
+
+
+class LoginRequest(BaseModel):
+    """The six fields of the log-in form."""
+
+    app_id: str
+    secret_key: str
+    redirect_uri: str
+    fy_id: str
+    pin: str
+    totp_secret: str
+
+
+@router.post("/auth/login")
+@router.post("/login")
+async def login(body: LoginRequest, request: Request, response: Response) -> dict[str, bool | str]:
+    """Log in at the broker and set the cookie."""
+    backend = backend_of(request)
+    address = request.client.host if request.client else ""
+    keys = (f"address {address}", f"user {body.fy_id}")
+    wait_s = backend.throttle.wait_s(*keys)
+    if wait_s:
+        text = f"Authentication failed: too many failed attempts, wait {wait_s:.0f} s"
+        raise HTTPException(401, text, {"Retry-After": f"{wait_s:.0f}"})
+    try:
+        identity = await backend.accounts.log_in(Credentials(**body.model_dump()))
+    except BrokerError as error:
+        backend.throttle.note_failure(*keys)
+        get_logger(part="auth").warning("log-in failed", user=body.fy_id, reason=str(error))
+        raise HTTPException(401, f"Authentication failed: {error}") from error
+    response.set_cookie(
+        COOKIE,
+        backend.signer.issue(identity),
+        max_age=COOKIE_LIFE_S,
+        path="/",
+        httponly=True,
+        samesite="lax",
+    )
+    backend.files.note_action(identity.user_id, "LOGIN", {})
+    return {"success": True, "message": "Login successful"}
+
+
+@router.post("/auth/logout")
+@router.post("/logout")
+async def logout(user: User, request: Request, response: Response) -> dict[str, bool | str]:
+    """Clear the cookie; the broker's token stays good until it expires."""
+    try:
+        backend_of(request).files.note_action(user.user_id, "LOGOUT", {})
+    except OSError as error:
+        raise HTTPException(500, f"Logout failed: {error}") from error
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
+    return {"success": True, "message": "Logged out successfully"}
+
+
+@router.get("/auth/profile")
+@router.get("/profile")
+async def profile(user: User, request: Request) -> dict[str, str | float]:
+    """Say who is logged in; asks the broker at most once a minute, and never the daemon."""
+    backend = backend_of(request)
+    try:
+        found = await backend.profile(user)
+    except BrokerError as error:
+        raise HTTPException(500, f"Failed to fetch profile: {error}") from error
+    return {
+        "user_id": user.user_id,
+        "name": found.name,
+        "capital": found.capital,
+        "login_time": iso_utc(backend.wall_ns()),
+    }
+
+
+@router.get("/funds")
+async def funds(user: User, request: Request) -> dict[str, float]:
+    """Return today's realised result and the total funds at the broker."""
+    try:
+        found = await backend_of(request).accounts.funds(user)
+    except BrokerError as error:
+        raise HTTPException(500, f"Failed to fetch funds: {error}") from error
+    return {"todayPnL": found.today_pnl, "totalFunds": found.total}

@@ -1,0 +1,181 @@
+"""The sockets: who may open one, what comes first, pings, and the way out.
+
+A socket belongs to the user of its cookie; the id in the path only keeps the old form.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from backend.auth import COOKIE, Identity, NotAuthenticated
+from backend.context import Backend, backend_of
+from backend.hub import SocketClient, as_text
+from backend.projection import started
+from backend.responses import INACTIVE, insights, iso_utc, trading_response
+from backend.routes.trading_routes import traded_symbol
+
+ORIGINS: Final = ("http://localhost:3000", "http://localhost:3001")
+PING_EVERY_S: Final = 30.0
+SILENT_AFTER_S: Final = 120.0
+
+_REFUSED: Final = 1008
+_GOING: Final = 1001
+_CONTROL_TYPES: Final = ("ping", "pong")
+
+router = APIRouter()
+OnObject = Callable[[dict[str, Any]], str | None]
+
+
+def socket_identity(websocket: WebSocket) -> Identity | None:
+    """Return whose cookie this is; None also for a page of a foreign origin."""
+    origin = websocket.headers.get("origin")
+    if origin is not None and origin not in ORIGINS:
+        return None
+    try:
+        return backend_of(websocket).signer.read(websocket.cookies.get(COOKIE))
+    except NotAuthenticated:
+        return None
+
+
+@router.websocket("/ws/live-data/{user_id}")
+@router.websocket("/ws/live/{user_id}")
+async def live(websocket: WebSocket, user_id: str) -> None:
+    """Show a user his session; the path must name the user of the cookie."""
+    identity = socket_identity(websocket)
+    if identity is None or identity.user_id != user_id:
+        await websocket.close(_REFUSED)  # before accepting: the handshake is answered 403
+        return
+    await _serve_session(websocket, identity, lambda _: None)
+
+
+@router.websocket("/ws/trading")
+async def trading(websocket: WebSocket) -> None:
+    """Show the cookie's user his session, and answer market data with the decision in force."""
+    identity = socket_identity(websocket)
+    if identity is None:
+        await websocket.close(_REFUSED)
+        return
+    backend = backend_of(websocket)
+    user_id = identity.user_id
+    await _serve_session(websocket, identity, lambda body: decision_text(backend, user_id, body))
+
+
+def decision_text(backend: Backend, user_id: str, body: dict[str, Any]) -> str | None:
+    """Return the answer to a market-data object; None for a ping or pong."""
+    if body.get("type") in _CONTROL_TYPES:
+        return None
+    view = backend.reader.view
+    decision = None
+    lots = 0.0
+    if view is not None:
+        name = body.get("instrument") or body.get("symbol")
+        decision = view.decisions.get(traded_symbol(backend, view, user_id, name))
+        lots = view.lots_of(decision)
+    answer = trading_response(decision, lots).model_dump()
+    return as_text(answer | {k: v for k, v in insights(decision).items() if k != "confidence"})
+
+
+async def _serve_session(websocket: WebSocket, identity: Identity, on_object: OnObject) -> None:
+    backend = backend_of(websocket)
+    await websocket.accept()
+    client = SocketClient(identity.user_id, websocket.send_text)
+    client.offer(
+        as_text(
+            {
+                "type": "connected",
+                "message": "WebSocket connected successfully",
+                "user_id": identity.user_id,
+            }
+        )
+    )
+    view = backend.reader.view
+    status = view.status(identity.user_id) if view else INACTIVE
+    client.offer(as_text({"type": "status", "data": status}))
+    session = view.session_of(identity.user_id) if view else None
+    if session is not None and session.status == "running":
+        client.offer(as_text(started(session)))
+    # No await since the status was taken: nothing that happens now is missed or comes too early.
+    backend.hub.attach(client)
+    try:
+        await serve_client(websocket, client, backend, on_object, pings=True)
+    finally:
+        backend.hub.detach(client)
+
+
+async def serve_client(
+    websocket: WebSocket,
+    client: SocketClient,
+    backend: Backend,
+    on_object: OnObject,
+    *,
+    pings: bool,
+) -> None:
+    """Send what is queued and hear the client, until one of them ends; then close."""
+    pump = asyncio.create_task(client.pump())
+    listen = asyncio.create_task(_listen(websocket, client, backend, on_object, pings=pings))
+    try:
+        await asyncio.wait({pump, listen}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (pump, listen):
+            task.cancel()
+        outcomes = await asyncio.gather(pump, listen, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, TimeoutError):
+            client.end("too slow: a frame was not taken in time")
+        elif isinstance(outcome, Exception) and not _is_disconnect(outcome):
+            raise outcome
+    try:
+        async with asyncio.timeout(1.0):
+            await websocket.close(_GOING)
+    except (RuntimeError, TimeoutError, WebSocketDisconnect):
+        return  # the client has gone first
+
+
+def _is_disconnect(error: Exception) -> bool:
+    # Starlette raises RuntimeError for a send after the close was seen.
+    return isinstance(error, WebSocketDisconnect | RuntimeError | OSError)
+
+
+async def _listen(
+    websocket: WebSocket,
+    client: SocketClient,
+    backend: Backend,
+    on_object: OnObject,
+    *,
+    pings: bool,
+) -> None:
+    """Hear the client and ping it; return when it leaves or says nothing for two minutes."""
+    heard_s = backend.monotonic_s()
+    ping_s = heard_s + PING_EVERY_S
+    while True:
+        now_s = backend.monotonic_s()
+        if pings and now_s >= heard_s + SILENT_AFTER_S:
+            return
+        if pings and now_s >= ping_s:
+            client.offer(as_text({"type": "ping", "timestamp": iso_utc(backend.wall_ns())}))
+            ping_s = now_s + PING_EVERY_S
+        wait_s = min(ping_s, heard_s + SILENT_AFTER_S) - now_s if pings else None
+        try:
+            async with asyncio.timeout(wait_s):
+                message = await websocket.receive()
+        except TimeoutError:
+            continue
+        if message["type"] == "websocket.disconnect":
+            return
+        heard_s = backend.monotonic_s()
+        answer = _answer(message.get("text") or "", on_object)
+        if answer is not None:
+            client.offer(answer)
+
+
+def _answer(text: str, on_object: OnObject) -> str | None:
+    if text == "ping":
+        return "pong"
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return on_object(body) if isinstance(body, dict) else None

@@ -1,0 +1,154 @@
+"""Every frame that follows from a recorded session has the contract's shape, and adds up."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_server import check_frame, check_schema, socket_facts
+from recorded_session import RecordedSession, record_session
+
+from actors.messages import STREAMS, TradingSession
+from backend.files import ResultFiles, metrics_of
+from backend.place import Place
+from backend.projection import Frame, Projection
+from backend.responses import INACTIVE
+from daemon.bus import Entry, id_key
+
+CHANNEL = "/ws/live/{user_id}"
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedSession:
+    """Return two days of trading by the real chain over a MemoryBus."""
+    state_dir: Path = tmp_path_factory.mktemp("state")
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(record_session(state_dir))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+async def entries_of(recorded: RecordedSession) -> list[Entry]:
+    found: list[Entry] = []
+    for stream in STREAMS:
+        found += await recorded.bus.entries(stream)
+    return sorted(found, key=lambda entry: id_key(entry.id))
+
+
+def a_projection(recorded: RecordedSession) -> Projection:
+    place = Place(recorded.folder.parents[1], recorded.folder, recorded.plan, "redis://nowhere")
+    return Projection(place)
+
+
+async def folded(recorded: RecordedSession) -> tuple[Projection, list[Frame]]:
+    projection = a_projection(recorded)
+    session = TradingSession(
+        user_id="FA1",
+        status="running",
+        instrument="Nifty",
+        timeframe="5",
+        trading_mode="PAPER",
+        changed_ns=0,
+        option_strategy="ITM",
+    )
+    frames = list(projection.fold(session))
+    for entry in await entries_of(recorded):
+        frames += projection.fold(entry.envelope.message)
+    return projection, frames
+
+
+def of_kind(frames: list[Frame], kind: str) -> list[dict[str, Any]]:
+    return [frame.body for frame in frames if frame.body["type"] == kind]
+
+
+async def test_every_frame_of_a_session_has_the_shape_of_the_contract(
+    recorded: RecordedSession,
+) -> None:
+    _, frames = await folded(recorded)
+
+    kinds = {frame.body["type"] for frame in frames}
+    for kind in kinds:
+        for body in of_kind(frames, kind)[:200]:
+            check_frame(CHANNEL, body)
+    assert {"started", "tick", "position_update", "trade_executed", "stats_update"} <= kinds
+
+
+async def test_markers_use_the_five_words_and_opens_and_closes_alternate(
+    recorded: RecordedSession,
+) -> None:
+    _, frames = await folded(recorded)
+
+    words = [body["action"] for body in of_kind(frames, "trade_executed")]
+
+    assert {"BUY", "SELL"} >= set(words[::2])
+    assert {"CLOSE_LONG", "CLOSE_SHORT"} >= set(words[1::2])
+
+
+async def test_closed_trades_add_up_to_the_realised_result(recorded: RecordedSession) -> None:
+    projection, frames = await folded(recorded)
+
+    position = projection.positions["Nifty"]
+    closed = [body["data"] for body in of_kind(frames, "position_update")]
+    closed = [data for data in closed if not data["isOpen"]]
+
+    assert len(closed) == len(projection.trades) == position.round_trips > 0
+    if not position.net_quantity:
+        total = sum(trade.pnl for trade in projection.trades)
+        assert total == pytest.approx(float(position.realised_pnl), abs=0.01 * len(closed))
+    for trade in projection.trades:
+        sign = 1 if trade.direction == "Long" else -1
+        gross = sign * (trade.exit_price - trade.entry_price) * trade.quantity * 75
+        assert trade.pnl == pytest.approx(gross - 60, abs=0.5)  # 25 at entry, 35 at exit
+
+
+async def test_ticks_carry_the_bar_they_belong_to_and_never_run_backwards(
+    recorded: RecordedSession,
+) -> None:
+    _, frames = await folded(recorded)
+    times = [int(body["data"]["timestamp"]) for body in of_kind(frames, "tick")]
+
+    assert times == sorted(times)
+    assert len(set(times)) == 150  # two days of 75 bars
+
+
+async def test_a_status_has_the_contracts_shape_in_every_state(recorded: RecordedSession) -> None:
+    projection, _ = await folded(recorded)
+
+    document = socket_facts()
+    active = projection.status("FA1")
+    check_schema(document["$defs"]["status_active"], active, document)
+    assert active["closed_positions"] == len(projection.trades)
+    assert projection.status("somebody else") == INACTIVE
+    assert projection.open_positions("somebody else") == []
+
+
+async def test_the_result_files_count_each_trade_once(
+    recorded: RecordedSession, tmp_path: Path
+) -> None:
+    projection, _ = await folded(recorded)
+    files = ResultFiles(tmp_path, lambda: 0)
+    files.begin()
+
+    for _ in range(2):
+        files.add_trades("session", projection.trades)
+
+    log = json.loads((tmp_path / "tradelog.json").read_text())
+    metrics = json.loads(files.metrics_path.read_text())
+    assert len(log) == metrics["totalTrades"] == len(projection.trades)
+    assert metrics["wins"] == sum(trade.pnl > 0 for trade in projection.trades)
+
+
+def test_metrics_follow_losses_and_start_anew_each_day() -> None:
+    log = [
+        {"pnl": 10.0, "exit_time": "2026-03-02T10:00:00.000000"},
+        {"pnl": -4.0, "exit_time": "2026-03-03T10:00:00.000000"},
+    ]
+
+    metrics = metrics_of(log, "2026-03-03")
+
+    assert (metrics["winRate"], metrics["todayPnL"], metrics["totalPnl"]) == (50.0, -4.0, 6.0)
+    assert metrics_of([], "2026-03-03")["lastTradeTime"] == "No trades yet"

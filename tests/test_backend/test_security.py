@@ -1,0 +1,263 @@
+"""What an attacker tries: forged cookies, foreign pages, guesses, floods; a look for secrets."""
+
+import base64
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+import redis
+from backend_server import CREDENTIALS, OTHER, SECRET, USER, Site, start_session
+from command_line import CONFIG
+
+from backend.accounts import Credentials
+from backend.app import MOST_BODY_BYTES
+from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
+from backend.build import Options, build_backend
+from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.place import Place
+from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
+from daemon.errors import BrokerError, BrokerRejected, ConfigError
+from daemon.logs import configure_logs
+from daemon.settings import load_settings
+
+CLAIMS: dict[str, Any] = {"user_id": "U", "access_token": "T", "app_id": "A"}
+PLANTED = [USER.access_token, *(CREDENTIALS[n] for n in ("secret_key", "pin", "totp_secret"))]
+
+
+def profile_with(site: Site, cookie: str | None, **headers: str) -> httpx.Response:
+    cookies = {COOKIE: cookie} if cookie else {}
+    with httpx.Client(base_url=site.url, cookies=cookies, headers=headers) as client:
+        return client.get("/api/profile")
+
+
+def unsigned(claims: dict[str, Any]) -> str:
+    parts = [{"alg": "none", "typ": "JWT"}, claims]
+    encoded = [base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=") for p in parts]
+    return b".".join([*encoded, b""]).decode()
+
+
+FORGED = [
+    (None, "Authentication required"),
+    ("", "Authentication required"),
+    ("nonsense", "Invalid token"),
+    (unsigned(CLAIMS), "Invalid token"),
+    (jwt.encode(CLAIMS, "another secret of thirty-two bytes", algorithm="HS256"), "Invalid token"),
+    (jwt.encode(CLAIMS, SECRET * 2, algorithm="HS512"), "Invalid token"),
+    (jwt.encode(CLAIMS | {"exp": 1}, SECRET, algorithm="HS256"), "Token expired"),
+    (jwt.encode(CLAIMS | {"exp": "soon"}, SECRET, algorithm="HS256"), "Invalid token"),
+    (jwt.encode({"user_id": "U"}, SECRET, algorithm="HS256"), "Invalid token payload"),
+    (jwt.encode(CLAIMS | {"user_id": ""}, SECRET, algorithm="HS256"), "Invalid token payload"),
+    (jwt.encode(CLAIMS | {"app_id": 5}, SECRET, algorithm="HS256"), "Invalid token payload"),
+]
+
+
+def test_a_cookie_that_does_not_hold_is_refused_with_the_contracts_text(alone: Site) -> None:
+    answers = [profile_with(alone, cookie) for cookie, _ in FORGED]
+
+    assert {answer.status_code for answer in answers} == {401}
+    assert [answer.json()["detail"] for answer in answers] == [text for _, text in FORGED]
+
+
+def test_a_cookie_without_an_end_is_accepted_and_a_header_is_not(alone: Site) -> None:
+    endless = jwt.encode(CLAIMS, SECRET, algorithm="HS256")
+
+    assert profile_with(alone, endless).status_code == 200
+    assert profile_with(alone, None, Authorization=f"Bearer {endless}").status_code == 401
+
+
+def test_the_cookie_has_the_contracts_attributes_and_lives_a_day(alone: Site) -> None:
+    with alone.client(None) as client:
+        login = client.post("/api/login", json=CREDENTIALS)
+        logout = client.post("/api/logout")
+
+    name, *attributes = login.headers["set-cookie"].split("; ")
+    assert name.startswith("auth_token=")
+    assert set(attributes) == {"HttpOnly", "Max-Age=86400", "Path=/", "SameSite=lax"}
+    claims = jwt.decode(name.partition("=")[2], SECRET, algorithms=["HS256"])
+    assert claims["exp"] == pytest.approx(time.time() + 86_400, abs=60)
+    assert 'auth_token=""' in logout.headers["set-cookie"]
+    assert "Max-Age=0" in logout.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "http://localhost:3001"])
+def test_the_frontends_origins_may_send_the_cookie(alone: Site, origin: str) -> None:
+    with alone.client() as client:
+        answer = client.options(
+            "/api/profile", headers={"Origin": origin, "Access-Control-Request-Method": "GET"}
+        )
+
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["access-control-allow-credentials"] == "true"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "https://x.vercel.app", "null"])
+def test_other_origins_get_no_permission(alone: Site, origin: str) -> None:
+    with alone.client() as client:
+        answer = client.options(
+            "/api/profile", headers={"Origin": origin, "Access-Control-Request-Method": "GET"}
+        )
+
+    assert answer.status_code == 400
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_body_that_is_too_large_is_refused_announced_or_not(alone: Site) -> None:
+    with alone.client() as client:
+        announced = client.post("/api/login", content=b"x" * (MOST_BODY_BYTES + 1))
+        streamed = client.post("/api/login", content=iter([b"x" * 1024] * 100))
+
+    assert (announced.status_code, streamed.status_code) == (413, 413)
+
+
+def test_guessing_log_ins_is_slowed_down_without_asking_the_broker(alone: Site) -> None:
+    wrong = CREDENTIALS | {"pin": "0000"}
+    with alone.client(None) as client:
+        answers = [client.post("/api/login", json=wrong) for _ in range(8)]
+        right = client.post("/api/login", json=CREDENTIALS)
+
+    assert {answer.status_code for answer in answers} == {401}
+    assert alone.accounts.log_ins == 5
+    assert "too many failed attempts" in answers[-1].json()["detail"]
+    assert right.status_code == 401
+
+
+def test_the_throttle_forgets_after_five_minutes() -> None:
+    now_s = [0.0]
+    throttle = LoginThrottle(lambda: now_s[0])
+    for _ in range(5):
+        throttle.note_failure("user a")
+
+    assert throttle.wait_s("user a", "user b") == 300.0
+    assert throttle.wait_s("user b") == 0.0
+    now_s[0] = 300.0
+    assert throttle.wait_s("user a") == 0.0
+
+
+def test_a_short_secret_is_refused() -> None:
+    with pytest.raises(ConfigError, match="openssl rand -hex 32"):
+        CookieSigner("short", time.time)
+
+
+def test_real_money_needs_a_secret_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(CONFIG, {})
+
+    def live_place(*_: object, **__: object) -> Place:
+        class Plan:
+            mode = "live"
+
+        return Place(tmp_path, tmp_path, Plan(), "redis://nowhere")  # type: ignore[arg-type]
+
+    monkeypatch.setattr("backend.build.find_place", live_place)
+
+    with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
+        build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(FyersUrls()), str)
+
+
+@pytest.mark.integration
+def test_planted_secrets_show_up_in_no_answer_no_log_and_no_stream(
+    site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("DEBUG")
+    with site.client(None) as client:
+        texts = [
+            client.post("/api/login", json=CREDENTIALS | {"fy_id": "XS7"}).text,
+            client.post("/api/login", json=CREDENTIALS | {"fy_id": 5}).text,
+            client.post("/api/login", json={"pin": CREDENTIALS["pin"]}).text,
+            client.get("/api/profile").text,
+            client.get("/api/funds").text,
+            client.post("/api/logout").text,
+        ]
+    start_session(site)
+    texts += [path.read_text() for path in site.backend.files.folder.rglob("*") if path.is_file()]
+    captured = capfd.readouterr()
+    texts += [captured.out, captured.err]
+    place = site.backend.reader.place
+    assert place is not None
+    with redis.Redis(unix_socket_path=str(place.state_dir / "redis" / "r.sock")) as server:
+        for key in server.keys("*:request") + server.keys("*:session"):
+            texts.append(repr(server.xrange(key)))
+
+    found = [secret for secret in PLANTED for text in texts if secret in text]
+
+    assert found == []
+    assert all(secret not in repr(value) for secret in PLANTED for value in (USER, OTHER))
+
+
+# --- the broker's log-in, against the loopback broker ---------------------------------------------
+
+
+async def test_a_log_in_walks_through_totp_pin_and_code_to_a_token_that_works() -> None:
+    async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
+        accounts = FyersAccounts(FyersUrls.at(simulator.urls.base))
+        identity = await accounts.log_in(credentials_of(simulator))
+        profile = await accounts.profile(identity)
+        funds = await accounts.funds(identity)
+        now_s = int(time.time())
+        await simulator.advance(1)
+        await accounts.close()
+
+    assert identity.user_id == simulator.account.client_id
+    assert profile.name == simulator.account.name
+    assert funds.total == profile.capital > 0
+    assert now_s > 0
+
+
+@pytest.mark.parametrize("field", ["pin", "secret_key", "fy_id", "totp_secret", "app_id"])
+async def test_a_wrong_field_is_refused_without_naming_any_secret(field: str) -> None:
+    async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
+        right = credentials_of(simulator)
+        wrong = Credentials(
+            **({n: getattr(right, n) for n in FIELDS} | {field: "PLANTEDPLANTED22"})
+        )
+        accounts = FyersAccounts(FyersUrls.at(simulator.urls.base))
+        with pytest.raises(BrokerError) as refused:
+            await accounts.log_in(wrong)
+        await accounts.close()
+
+    secrets_of = [right.secret_key, right.totp_secret, "PLANTED"]
+    shown = str(refused.value)
+    assert field == "app_id" or not any(secret in shown for secret in secrets_of)
+
+
+async def test_empty_credentials_are_refused_in_the_contracts_words() -> None:
+    accounts = FyersAccounts(FyersUrls())
+
+    with pytest.raises(BrokerRejected) as refused:
+        await accounts.log_in(Credentials("", "", "", "", "", ""))
+
+    assert str(refused.value) == (
+        "Fyers API credentials (app_id, secret_key, totp_secret) must be provided."
+    )
+
+
+async def test_a_broker_that_is_away_is_told_without_the_token() -> None:
+    accounts = FyersAccounts(FyersUrls.at("http://127.0.0.1:9"))
+    identity = Identity("U", "planted-token", "A-100")
+
+    with pytest.raises(BrokerError) as refused:
+        await accounts.profile(identity)
+    await accounts.close()
+
+    assert "planted" not in str(refused.value)
+
+
+FIELDS = ("app_id", "secret_key", "redirect_uri", "fy_id", "pin", "totp_secret")
+
+
+def credentials_of(simulator: FyersSimulator) -> Credentials:
+    account = simulator.account
+    return Credentials(
+        app_id=account.app_id,
+        secret_key=account.secret,
+        redirect_uri=account.redirect_uri,
+        fy_id=account.client_id,
+        pin=account.pin,
+        totp_secret=account.totp_secret,
+    )
