@@ -135,3 +135,8 @@ def is_tick(symbol: str, kind: str, **fields: Any) -> Callable[[Event], bool]:
         return all(event["value"].get(name) == value for name, value in wanted.items())
 
     return fits
+
+
+def says(text: str) -> Callable[[Event], bool]:
+    """Return a test for an answer of the data socket with this text."""
+    return lambda event: event["event"] == "message" and event["value"].get("message") == text

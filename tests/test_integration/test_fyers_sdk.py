@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pyotp
 import pytest
-from fyers_sdk import Sdk, is_tick, sdk_process
+from fyers_sdk import Sdk, is_tick, says, sdk_process
 
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 
@@ -254,3 +254,112 @@ async def test_the_sdk_hears_of_orders_trades_and_positions(
             event["event"] == "orders" and event["value"]["orders"]["orderTag"] == "1:sdk2"
         )
     )
+
+
+async def test_the_sdk_takes_a_burst_of_snapshots_beyond_the_length_of_a_frame(
+    simulator: FyersSimulator, sdk: Sdk
+) -> None:
+    symbols = list(simulator.market.master.by_symbol)[:490]
+    await sdk.make("data", access_token=sdk.app_and_token, log_path=".")
+    await sdk.call("data", "connect")
+    simulator.faults.inject("data_large_frame")
+
+    await sdk.call("data", "subscribe", symbols, "SymbolUpdate")
+
+    for symbol in symbols:
+        kind = "if" if symbol.endswith("-INDEX") else "sf"
+        await sdk.wait_for(is_tick(symbol, kind, ltp=simulator.market.quote(symbol).last / 100))
+    assert simulator.faults.fired["data_large_frame"] == 1
+
+
+async def test_the_sdk_pauses_one_channel_for_another_and_resumes_it(
+    simulator: FyersSimulator, sdk: Sdk
+) -> None:
+    await sdk.make("data", access_token=sdk.app_and_token, log_path=".")
+    await sdk.call("data", "connect")
+    await sdk.call("data", "subscribe", [SBIN], "SymbolUpdate", 11)
+    await sdk.wait_for(is_tick(SBIN, "sf"))
+    await sdk.call("data", "subscribe", [NIFTY], "SymbolUpdate", 12)
+    await sdk.wait_for(is_tick(NIFTY, "if"))
+
+    await simulator.set_price(SBIN, 822.5)
+    await simulator.set_price(NIFTY, 25_100.0)
+    await sdk.wait_for(is_tick(NIFTY, "if", ltp=25_100.0))
+    assert [tick for tick in sdk.of("message") if tick.get("ltp") == 822.5] == []
+
+    await sdk.call("data", "channel_resume", 11)
+    await sdk.wait_for(says("Channel Resumed"))
+    await simulator.set_price(SBIN, 823.5)
+    await sdk.wait_for(is_tick(SBIN, "sf", ltp=823.5))
+
+
+async def test_the_sdk_is_told_what_it_cannot_have(simulator: FyersSimulator, sdk: Sdk) -> None:
+    await sdk.make("data", access_token=sdk.app_and_token, log_path=".")
+    await sdk.call("data", "connect")
+    await sdk.call("data", "subscribe", [SBIN, "NSE:NOPE-EQ"], "SymbolUpdate")
+    await sdk.wait_for(is_tick(SBIN, "sf"))
+    assert sdk.of("error")[0]["invalid_symbols"] == ["NSE:NOPE-EQ"]
+
+    simulator.faults.inject("data_symbol_limit")
+    await sdk.call("data", "subscribe", [CALL], "SymbolUpdate")
+    refused = await sdk.wait_for(
+        lambda event: event["event"] == "error" and event["value"].get("code") == 51001
+    )
+    assert refused["value"]["type"] == "sub"
+
+    await sdk.call("data", "subscribe", [SBIN], "SymbolUpdate")
+    await sdk.call("data", "unsubscribe", [SBIN], "SymbolUpdate")
+    await sdk.wait_for(says("Unsubscribed"))
+    ticks = len(sdk.of("message"))
+    await simulator.advance(5)
+    await sdk.call("data", "is_connected")
+    assert len(sdk.of("message")) == ticks
+
+
+async def test_the_sdk_changes_and_cancels_baskets_and_converts_positions(
+    simulator: FyersSimulator, sdk: Sdk
+) -> None:
+    await sdk.make("model", client_id=simulator.account.app_id, token=simulator.token())
+    resting = [an_order(type=1, limitPrice=price, orderTag="") for price in (800.0, 801.0)]
+    placed = await sdk.call("model", "place_basket_orders", data=resting)
+    ids = [item["body"]["id"] for item in placed["data"]]
+
+    changes = [{"id": id_, "type": 1, "limitPrice": 790.0} for id_ in ids]
+    changed = await sdk.call("model", "modify_basket_orders", data=changes)
+    cancelled = await sdk.call("model", "cancel_basket_orders", data=[{"id": id_} for id_ in ids])
+    await sdk.call("model", "place_order", data=an_order())
+    converted = await sdk.call(
+        "model",
+        "convert_position",
+        data={
+            "symbol": f"{SBIN}-INTRADAY",
+            "positionSide": 1,
+            "convertQty": 4,
+            "convertFrom": "INTRADAY",
+            "convertTo": "CNC",
+            "overnight": 0,
+        },
+    )
+    holdings = await sdk.call("model", "holdings")
+
+    assert [item["body"]["code"] for item in changed["data"]] == [1102, 1102]
+    assert [item["body"]["code"] for item in cancelled["data"]] == [1103, 1103]
+    assert converted["s"] == "ok"
+    held = {product: p.net for (_, product), p in simulator.portfolio.positions.items()}
+    assert held == {"INTRADAY": 6, "CNC": 4}
+    assert (holdings["s"], holdings["holdings"]) == ("ok", [])
+
+
+async def test_the_sdk_meets_the_limits_and_an_expired_token(tmp_path: Path) -> None:
+    simulator = FyersSimulator(SimulatorSettings(seed=5), monotonic_ns=lambda: 0)
+    async with simulator, sdk_process(simulator, tmp_path) as sdk:
+        await sdk.make("model", client_id=simulator.account.app_id, token=simulator.token())
+        answers = [await sdk.call("model", "funds") for _ in range(11)]
+        assert [answer["s"] for answer in answers] == ["ok"] * 10 + ["error"]
+        assert answers[-1]["code"] == -429
+
+    async with FyersSimulator() as simulator, sdk_process(simulator, tmp_path) as sdk:
+        await sdk.make("model", client_id=simulator.account.app_id, token=simulator.token())
+        simulator.faults.inject("token_expired")
+        refused = await sdk.call("model", "positions")
+        assert (refused["s"], refused["code"]) == ("error", -8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fyers_sdk import Sdk, is_tick, sdk_process
+from fyers_sdk import Sdk, is_tick, says, sdk_process
 
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 
@@ -40,11 +40,6 @@ async def connected(sdk: Sdk, *symbols: str, **values: Any) -> None:
         await sdk.wait_for(is_tick(symbol, "if" if symbol == NIFTY else "sf"))
 
 
-def is_mode(message: dict[str, Any]) -> bool:
-    """Tell whether a message says that the full mode is on: the last answer after connecting."""
-    return message.get("type") == "ful"
-
-
 def an_order(tag: str) -> dict[str, Any]:
     return {
         "symbol": SBIN, "qty": 1, "type": 2, "side": 1, "productType": "INTRADAY",
@@ -56,8 +51,8 @@ def an_order(tag: str) -> dict[str, Any]:
 async def test_after_a_slow_handshake_the_sdk_is_connected_and_deaf(
     simulator: FyersSimulator, sdk: Sdk
 ) -> None:
-    simulator.faults.inject("data_slow_handshake", seconds=2.0)
-    simulator.faults.inject("order_slow_handshake", seconds=2.0)
+    simulator.faults.inject("data_slow_handshake", seconds=4.0)
+    simulator.faults.inject("order_slow_handshake", seconds=4.0)
     await sdk.make("data", access_token=sdk.app_and_token, log_path=".")
     await sdk.make("order", access_token=sdk.app_and_token, log_path=".")
 
@@ -68,7 +63,7 @@ async def test_after_a_slow_handshake_the_sdk_is_connected_and_deaf(
     assert simulator.data_socket.connections == simulator.order_socket.connections == 0
     await sdk.settle(lambda: simulator.data_socket.connections == 1)
     await sdk.settle(lambda: simulator.order_socket.connections == 1)
-    await sdk.wait_for(lambda event: event["event"] == "message" and is_mode(event["value"]))
+    await sdk.wait_for(says("Full Mode On"))
     await simulator.advance(30)
     simulator.exchange.place(an_order("s1"))
 

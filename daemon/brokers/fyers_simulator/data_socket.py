@@ -254,9 +254,12 @@ class _Client:
         waiting = [record for record in records if record]
         if waiting:
             waiting = self._with_strange_records(waiting)
-        for first in range(0, len(waiting), RECORDS_PER_FRAME):
+        size = RECORDS_PER_FRAME
+        if len(waiting) > size and self._server.faults.take("data_large_frame") is not None:
+            size = len(waiting)
+        for first in range(0, len(waiting), size):
             self._message_number += 1
-            part = waiting[first : first + RECORDS_PER_FRAME]
+            part = waiting[first : first + size]
             self._send_data(frames.data_frame(self._message_number, part))
 
     def _with_strange_records(self, records: list[bytes]) -> list[bytes]:

@@ -41,6 +41,7 @@ FaultKind = Literal[
     "data_unknown_topic",  # an update and a lite record of a topic nobody has been told of
     "data_unmapped_snapshot",  # a snapshot of a topic that was not subscribed
     "data_unknown_record",  # a record of a kind that is not known
+    "data_large_frame",  # all records of a push in one frame, beyond 64 KiB if there are many
     "data_zero_multiplier",  # the next snapshot has multiplier 0
     # events of the order socket
     "order_drop",
