@@ -33,8 +33,8 @@ MISSING_WORDS: Final = frozenset({"", "nan", "none", "null", "na", "n/a", "nat",
 NS_PER_SECOND: Final = 1_000_000_000
 
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_SECOND: Final = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp())
-_END_SECOND: Final = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
+FIRST_SECOND: Final = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp())
+END_SECOND: Final = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 _PARQUET_MAGIC: Final = b"PAR1"
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?\d+(\.0*)?")
 _DAY_FIRST: Final = re.compile(r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
@@ -243,7 +243,7 @@ def _epochs(grid: _Grid, name: str) -> tuple[int | None, ...]:
             f" was {column.texts[0]!r}; convert it"
         )
     for position, second in enumerate(seconds):
-        if second is not None and not _FIRST_SECOND <= second < _END_SECOND:
+        if second is not None and not FIRST_SECOND <= second < END_SECOND:
             _refuse_instant(grid, name, position, second)
     return tuple(None if second is None else second * NS_PER_SECOND for second in seconds)
 
@@ -255,7 +255,7 @@ def _refuse_instant(grid: _Grid, name: str, position: int, number: int) -> None:
         ("microseconds", 10**6),
         ("nanoseconds", 10**9),
     ):
-        if _FIRST_SECOND <= number // per_second < _END_SECOND:
+        if FIRST_SECOND <= number // per_second < END_SECOND:
             raise DataError(f"{where} looks like {unit}; divide the column by {per_second}")
     raise DataError(f"{where} is not an instant between 1990 and 2100; give whole UTC seconds")
 
@@ -296,7 +296,7 @@ def _moments(grid: _Grid, name: str) -> tuple[int | None, ...]:
                 f"{grid.file}: {grid.where(position)}, column {name}:"
                 f" {column.texts[position]!r} has no timezone; {_TIME_REMEDY}"
             )
-        if not _FIRST_SECOND <= instant // NS_PER_SECOND < _END_SECOND:
+        if not FIRST_SECOND <= instant // NS_PER_SECOND < END_SECOND:
             _refuse_instant(grid, name, position, instant // NS_PER_SECOND)
     return instants
 

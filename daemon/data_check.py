@@ -6,7 +6,6 @@ are held against the calendar of their market and against each other. Nothing is
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +15,7 @@ from actors.session import SessionCalendar, SessionDay
 from daemon.candle_files import utc_text
 from daemon.candle_quality import EXAMPLES_PER_RULE, IMPOSSIBLE, MINUTES_PER_DAY, Finding, IntArray
 from daemon.candle_schema import candle_frame
-from daemon.history import CandleTable, load_candles
+from daemon.history import CandleTable
 
 STALE_BARS: Final = 3  # bars in a row that repeat the one before in all four prices
 OUTLIER_DEVIATIONS: Final = 12.0  # robust standard deviations of the moves inside sessions
@@ -100,11 +99,6 @@ class DataReport:
     stale_runs: Runs
     outliers: Outliers
     special_sessions: tuple[Special, ...]
-
-
-def check_file(path: Path, calendar: SessionCalendar, market: str | None) -> DataReport:
-    """Read a file and report on it; DataError for one that cannot be used."""
-    return check_table(load_candles(path), str(path), calendar, market)
 
 
 def check_table(

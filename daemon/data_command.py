@@ -12,12 +12,14 @@ import typer
 from actors.instruments import InstrumentCatalogue, UnknownInstrument
 from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError
-from daemon.history import load_candles, name_and_minutes
+from daemon.history import load_candles
 from daemon.settings import load_instruments, load_sessions
 
 data = typer.Typer(name="data", help="Check candles, and what is computed from them.")
 
-File = Annotated[Path, typer.Argument(help="Candles, CSV or Parquet.")]
+File = Annotated[
+    Path, typer.Argument(help="Candles: CSV, Parquet, broker history as JSON, or a session.")
+]
 Config = Annotated[Path | None, typer.Option("--config", help="Folder with settings.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -32,7 +34,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Report what a file of candles holds, lacks and had repaired; exit 1 if it cannot be used."""
-    from daemon.data_check import as_answer, check_file  # noqa: PLC0415 - pandas loads slowly
+    from daemon.candle_sources import load_any  # noqa: PLC0415 - with the next
+    from daemon.data_check import as_answer, check_table  # noqa: PLC0415 - pandas loads slowly
 
     calendar = load_sessions(config)
     if market is not None and market not in calendar.markets:
@@ -41,8 +44,10 @@ def check(
         )
     catalogue = load_instruments(config, demo=True).catalogue
     try:
-        chosen = market or market_of(file, catalogue)
-        answer = as_answer(check_file(file, calendar, chosen))
+        table = load_any(file)
+        answer = as_answer(
+            check_table(table, str(file), calendar, market or market_of(table.symbol, catalogue))
+        )
     except DataError as error:
         _print({"usable": False, "problem": str(error), "file": str(file)}, as_json)
         raise typer.Exit(1) from error
@@ -76,10 +81,25 @@ def lookahead(
         raise typer.Exit(1)
 
 
-def market_of(file: Path, catalogue: InstrumentCatalogue) -> str | None:
-    """Return the market of the instrument that a file's name tells; None if there is no such."""
+@data.command()
+def features(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    as_json: Json = False,
+) -> None:
+    """Write the contract's features of a file of candles, named after symbol and minutes."""
+    from daemon.candle_sources import load_any  # noqa: PLC0415 - with the next
+    from daemon.feature_files import write_features  # noqa: PLC0415 - pandas loads slowly
+
+    table = load_any(file)
+    path = write_features(table, out)
+    _print({"file": str(path), "bars": len(table), "sha256_of_candles": table.sha256}, as_json)
+
+
+def market_of(symbol: str, catalogue: InstrumentCatalogue) -> str | None:
+    """Return the market of an instrument; None if there is no such."""
     try:
-        return catalogue[name_and_minutes(file)[0]].session
+        return catalogue[symbol].session
     except UnknownInstrument:
         return None
 

@@ -1,8 +1,10 @@
-"""DataLoader: candles from a file, checked, as exact prices; every repair counted and named.
+"""DataLoader: candles from wherever they lie, checked, as exact prices; every repair counted.
 
-Reading the file's layout is `candle_files.py`'s; drawing ticks from candles is `candle_path.py`'s.
+Sources: CSV and Parquet files (`candle_files`), the broker's history and our own sealed recordings
+(`candle_sources`). Whatever the source, the same checks make the same table. Drawing ticks from
+candles is `candle_path.py`'s.
 
-What is done to a file, in this order, and what it is called in the report:
+What is done to the rows, in this order, and what it is called in the report:
 
 1. rows without a readable time are dropped ("no time");
 2. rows are sorted by time ("out of order");
@@ -154,6 +156,18 @@ def load_candles(
     refuses a file that needs any repair.
     """
     raw = read_candle_file(path, timezone=timezone)
+    symbol, named_minutes = name_and_minutes(path)
+    return checked_candles(raw, symbol, named_minutes, strict=strict)
+
+
+def checked_candles(
+    raw: RawCandles, symbol: str, named_minutes: int | None = None, *, strict: bool = False
+) -> CandleTable:
+    """Turn rows into the checked table, or raise DataError with a remedy.
+
+    named_minutes: what the source's name says of its timeframe, which is only compared.
+    """
+    path = Path(raw.file)
     findings = Findings(raw)
     prices = {name: read_numbers(raw.values[name]) for name in PRICES}
     positions = possible(raw, prices, sorted_and_unique(raw, prices, findings), findings)
@@ -168,13 +182,12 @@ def load_candles(
     positions, open_ns = positions[kept], open_ns[kept]
     refuse_too_many_impossible(path, findings)
     volume = _volume(raw, positions, findings)
-    _add_notes(path, minutes, prices, positions, findings)
+    _add_notes(path, minutes, named_minutes, prices, positions, findings)
     if strict and findings.repairs():
         raise DataError(
             f"{path}: needs repair, which strict reading refuses{findings.summary()};"
             " clean the file, or read it without strict"
         )
-    symbol, _ = name_and_minutes(path)
     return CandleTable(
         symbol=symbol,
         timeframe_minutes=minutes,
@@ -224,6 +237,7 @@ def _gaps(open_ns: IntArray, minutes: int) -> tuple[Gap, ...]:
 def _add_notes(
     path: Path,
     minutes: int,
+    named_minutes: int | None,
     prices: dict[str, Numbers],
     positions: IntArray,
     findings: Findings,
@@ -234,7 +248,6 @@ def _add_notes(
         positions[rounded],
         lambda _: f"more than {MOST_DECIMALS} digits after the point",
     )
-    _, named_minutes = name_and_minutes(path)
     if named_minutes is not None and named_minutes != minutes:
         findings.note(
             "other timeframe in file name",

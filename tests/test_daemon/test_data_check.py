@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from actors.session import SessionCalendar
 from daemon.candle_schema import candle_frame
 from daemon.cli import app
-from daemon.data_check import DataReport, check_file
+from daemon.data_check import DataReport, check_table
 from daemon.demo_data import demo_candles
 from daemon.errors import DataError
 from daemon.history import load_candles
@@ -47,7 +47,7 @@ def written(folder: Path, rows: list[Row], name: str = "Nifty_5.csv") -> Path:
 
 @pytest.fixture
 def reported(tmp_path: Path, calendar: SessionCalendar) -> Callable[[list[Row]], DataReport]:
-    return lambda rows: check_file(written(tmp_path, rows), calendar, "NSE")
+    return lambda rows: check_table(load_candles(written(tmp_path, rows)), "made", calendar, "NSE")
 
 
 def test_whole_sessions_have_nothing_to_report(
@@ -162,7 +162,7 @@ def test_days_beyond_the_calendar_are_not_judged(
 def test_without_a_market_there_is_no_calendar_to_hold_it_against(
     tmp_path: Path, calendar: SessionCalendar
 ) -> None:
-    report = check_file(written(tmp_path, day_of(0)), calendar, None)
+    report = check_table(load_candles(written(tmp_path, day_of(0))), "made", calendar, None)
 
     assert report.gaps is None
     assert report.special_sessions == ()
@@ -170,7 +170,9 @@ def test_without_a_market_there_is_no_calendar_to_hold_it_against(
 
 @pytest.mark.skipif(SHARED is None, reason="HRM_TRADER_SHARED_DATA names no folder")
 def test_the_special_sessions_of_real_bars_are_named(calendar: SessionCalendar) -> None:
-    report = check_file(Path(str(SHARED)) / "nifty_5m.parquet", calendar, "NSE")
+    report = check_table(
+        load_candles(Path(str(SHARED)) / "nifty_5m.parquet"), "real", calendar, "NSE"
+    )
 
     assert report.gaps is not None
     assert (report.gaps.missing_bars, report.outside_session, report.off_grid) == (0, 0, 0)
