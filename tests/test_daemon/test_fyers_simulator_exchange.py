@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.instruments import IST, instant_ns
-from daemon.brokers.fyers_simulator.matching import Exchange, protection_price
+from daemon.brokers.fyers_simulator.matching import Exchange
 from daemon.brokers.fyers_simulator.orders import Order, Refusal, Status
+from daemon.brokers.fyers_simulator.rules import protection_price
 from daemon.settings import load_sessions
 
 SBIN, NIFTY, CALL, FUTURE = (
@@ -292,6 +293,34 @@ def test_with_latency_an_order_is_in_transit_first() -> None:
     at(simulator, time(10, 0, 2))
 
     assert order.status is Status.TRADED
+
+
+@pytest.mark.parametrize("act", ["cancel", "modify"])
+def test_with_latency_a_fill_may_be_faster_than_a_cancel_or_a_change(act: str) -> None:
+    simulator = a_simulator(latency_s=2.0)
+    exchange = simulator.exchange
+    order = exchange.place(an_order(qty=10, type=1, limitPrice=810.0))
+    at(simulator, time(10, 0, 2))
+    body = {"id": order.id, "type": 1, "limitPrice": 800.0}
+    getattr(exchange, act)(body)
+    assert order.status is Status.PENDING
+
+    price_at(simulator, SBIN, 809.0)
+    at(simulator, time(10, 0, 4))
+
+    assert (order.status, order.filled, order.limit) == (Status.TRADED, 10, 810_00)
+
+
+def test_with_latency_a_cancel_takes_effect_later() -> None:
+    simulator = a_simulator(latency_s=2.0)
+    order = simulator.exchange.place(an_order(type=1, limitPrice=800.0))
+    at(simulator, time(10, 0, 2))
+    simulator.exchange.cancel({"id": order.id})
+    assert order in simulator.exchange.pending
+
+    at(simulator, time(10, 0, 4))
+
+    assert order.status is Status.CANCELLED
 
 
 def test_a_final_order_can_be_neither_changed_nor_cancelled(exchange: Exchange) -> None:

@@ -3,6 +3,9 @@
 Nothing here waits or connects: `step` is called after each move of the market, and what happens is
 told to `listeners` as events in the order socket's own words. So tests can drive it without HTTP.
 
+With a latency, requests take that much market time to reach the exchange, so that a fill may be
+faster than the cancel, or than the change, that has been answered already.
+
 An order passes TRANSIT (status 4) on to PENDING (6), TRADED (2) or REJECTED (5); parameter errors
 make no order at all. Orders of type 2 and triggered stops carry market protection: they fill up
 to a band beyond the last price and rest as limit orders after that.
@@ -12,10 +15,10 @@ book, the exchange's come after an accepted order; what rests at the close expir
 cancelled (1); an offline order meets the checks of the exchange when the market opens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, time
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from daemon.brokers.fyers_simulator import rows
 from daemon.brokers.fyers_simulator.instruments import CASH, Contract, instant_ns, local_time
@@ -42,11 +45,10 @@ from daemon.brokers.fyers_simulator.orders import (
     read_order,
 )
 from daemon.brokers.fyers_simulator.portfolio import Portfolio, Position
+from daemon.brokers.fyers_simulator.rules import exchange_refusal, is_named, protection_price
 
 EventKind = Literal["orders", "trades", "positions"]
 Listener = Callable[[EventKind, dict[str, Any]], None]
-
-CASH_PROTECTION: Final = 0.01  # the broker lists no band for shares; this one is assumed
 
 
 class Exchange:
@@ -73,6 +75,7 @@ class Exchange:
         self._square_off = {True: square_off_cash, False: square_off_derivatives}
         self._rejects = rejects
         self._open: dict[str, Order] = {}
+        self._underway: list[tuple[int, Callable[[], None]]] = []  # when each request arrives
         self._serial = 0
         self._day = local_time(market.now_ns).date()
         self._squared: set[tuple[date, bool]] = set()
@@ -127,24 +130,21 @@ class Exchange:
         if quantity <= order.filled:
             raise Refusal(INVALID, f"qty must be above the {order.filled} already traded")
         changed = replace(order, type=type_, limit=limit, stop=stop, quantity=quantity)
-        refusal = _exchange_refusal(changed) or self._margin_refusal(changed)
+        refusal = exchange_refusal(changed) or self._margin_refusal(changed)
         if refusal is not None:
             raise Refusal(REJECTED, refusal)
-        order.type, order.limit, order.stop, order.quantity = type_, limit, stop, quantity
-        order.is_triggered, order.worst = False, 0
-        self._tell_order(order)
-        self._match(order, self.market.quote(contract.symbol))
+        self._send(lambda: self._change(order, changed))
         return order
 
     def cancel(self, body: Any) -> Order:
         """Take a resting order out of the market."""
         order = self._resting(body)
-        self._end(order, Status.CANCELLED, "")
+        self._send(lambda: self._take_out(order))
         return order
 
     def exit(self, body: Any) -> list[Order]:
         """Close positions by market orders, all of them or those named."""
-        positions = [p for p in self.portfolio.positions.values() if p.net and _is_named(p, body)]
+        positions = [p for p in self.portfolio.positions.values() if p.net and is_named(p, body)]
         if not positions:
             raise Refusal(UNKNOWN_POSITION, "Looks like you have no open positions")
         if body.get("pending_orders_cancel"):
@@ -192,6 +192,10 @@ class Exchange:
         today = local_time(now_ns).date()
         if today != self._day:
             self._begin_day(today)
+        due = [act for ready_ns, act in self._underway if ready_ns <= now_ns]
+        self._underway = [sent for sent in self._underway if sent[0] > now_ns]
+        for act in due:
+            act()
         for order in list(self._open.values()):
             contract = order.contract
             if order.status is Status.TRANSIT and now_ns >= order.ready_ns:
@@ -254,8 +258,33 @@ class Exchange:
         elif self._latency_ns == 0:
             self._reach_exchange(order)
 
+    def _send(self, act: Callable[[], None]) -> None:
+        """Let a request reach the exchange: at once, or when the latency has passed."""
+        if self._latency_ns == 0:
+            act()
+        else:
+            self._underway.append((self.market.now_ns + self._latency_ns, act))
+
+    def _take_out(self, order: Order) -> None:
+        """Cancel an order, unless a fill was faster."""
+        if not order.status.is_final:
+            self._end(order, Status.CANCELLED, "")
+
+    def _change(self, order: Order, changed: Order) -> None:
+        """Make a change that was let through, unless fills have overtaken it."""
+        if order.status.is_final:
+            return
+        if changed.quantity <= order.filled:
+            order.message = f"modification refused: {order.filled} already traded"
+            self._tell_order(order)
+            return
+        order.type, order.limit, order.stop = changed.type, changed.limit, changed.stop
+        order.quantity, order.is_triggered, order.worst = changed.quantity, False, 0
+        self._tell_order(order)
+        self._match(order, self.market.quote(order.contract.symbol))
+
     def _reach_exchange(self, order: Order) -> None:
-        refusal = _exchange_refusal(order)
+        refusal = exchange_refusal(order)
         if refusal is not None:
             self._end(order, Status.REJECTED, refusal)
             return
@@ -378,34 +407,6 @@ class Exchange:
             listener(kind, event)
 
 
-def protection_price(contract: Contract, side: int, last: int) -> int:
-    """Return the worst price of a market order, by the broker's published bands."""
-    rupees = last / contract.scale
-    if contract.option_type != "XX":
-        band = 1.5 if rupees <= 10 else rupees * (0.15 if rupees <= 20 else 0.10)
-    elif contract.segment != CASH and contract.underlying.is_index:
-        band = 50.0 if rupees <= 10_000 else rupees * 0.005
-    elif contract.expiry is not None:
-        band = 0.75 if rupees <= 50 else rupees * 0.015
-    else:
-        band = rupees * CASH_PROTECTION
-    ticks = max(1, int(band * contract.scale / contract.tick))
-    price = last + side * ticks * contract.tick
-    return min(max(price, contract.lower, contract.tick), contract.upper)
-
-
-def _exchange_refusal(order: Order) -> str | None:
-    """Return why the exchange does not take an order: quantity freeze or price band."""
-    contract = order.contract
-    if contract.freeze and order.quantity > contract.freeze:
-        return f"17070: quantity {order.quantity} is above the freeze of {contract.freeze}"
-    for price in (order.limit, order.stop):
-        if price and not contract.lower <= price <= contract.upper:
-            low, high = contract.lower / contract.scale, contract.upper / contract.scale
-            return f"16283: price is outside the band of {low:g} to {high:g}"
-    return None
-
-
 def _take(quote: Quote, side: int, price: int, quantity: int) -> None:
     """Remove what was traded from the book, and let it be the last trade."""
     sizes = quote.ask_sizes if side == BUY else quote.bid_sizes
@@ -416,23 +417,3 @@ def _take(quote: Quote, side: int, price: int, quantity: int) -> None:
     quote.volume += quantity
     quote.traded_value += quantity * price
     quote.high, quote.low = max(quote.high, price), min(quote.low, price)
-
-
-def _is_named(position: Position, body: dict[str, Any]) -> bool:
-    name = f"{position.contract.symbol}-{position.product}"
-    ids = body.get("id")
-    if ids is not None:
-        return name == ids if isinstance(ids, str) else name in ids
-    if body.get("exit_all"):
-        return True
-    side = 1 if position.net > 0 else -1
-    return (
-        _allows(body.get("segment"), position.contract.segment)
-        and _allows(body.get("side"), side)
-        and _allows(body.get("productType"), position.product)
-        and any(key in body for key in ("segment", "side", "productType"))
-    )
-
-
-def _allows(choices: Iterable[Any] | None, value: object) -> bool:
-    return choices is None or value in choices

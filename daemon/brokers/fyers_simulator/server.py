@@ -54,7 +54,7 @@ class SimulatorSettings:
     balance: float = 1_000_000.0  # rupees
     account: Account = field(default_factory=Account)
     limits: RateLimits | None = field(default_factory=RateLimits)  # None: no limits
-    latency_s: float = 0.0  # market time between an order and the exchange
+    latency_s: float = 0.0  # market time between a request of an order and the exchange
     ack_every: int = 25  # data frames per acknowledgement; 0: none
     most_topics: int = 5_000
     refresh_is_allowed: bool = True
