@@ -166,6 +166,13 @@ class SessionCalendar:
         ends = (start_ns, end_ns - 1)
         return all(self.exchange_phase(segment, at_ns) == "continuous" for at_ns in ends)
 
+    def entries_until(self, exchange: str) -> date:
+        """Return the last date on which entries may be made: covered, and its hours confirmed."""
+        market = self._market(exchange)
+        last = self._table.calendars[market.calendar].covered_until
+        unconfirmed = [hours.effective_from for hours in market.hours if not hours.confirmed]
+        return min([last, *(day - _ONE_DAY for day in unconfirmed)])
+
     def next_open_ns(self, exchange: str, now_ns: int) -> int | None:
         """Return when the market opens next after now; None beyond the dates covered.
 

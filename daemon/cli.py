@@ -258,7 +258,7 @@ def policy(
 def check(config: Config = None, state: State = None, as_json: Json = False) -> None:
     """Validate all settings and the model; print the effective settings, secrets masked."""
     settings = _settings(config, state)
-    load_sessions(config)
+    calendar = load_sessions(config)
     digest, problem = check_model(settings.session.model_dir)
     instruments = load_instruments(config)
     answer = {
@@ -267,6 +267,7 @@ def check(config: Config = None, state: State = None, as_json: Json = False) -> 
         "settings": settings.effective(),
         "instruments": list(instruments.catalogue.symbols),
         "timeframes": list(instruments.timeframes),
+        "entries_until": {name: str(calendar.entries_until(name)) for name in calendar.markets},
         "model": {"valid": bool(digest), "digest": digest, "problem": problem},
     }
     _print(answer, as_json)

@@ -246,8 +246,8 @@ class HRMAgent:
                 f"allowed_actions must allow at least one of {len(Action)} actions, was "
                 f"{observation.allowed_actions}: HOLD is always possible"
             )
-        instrument = self._vocabularies.instruments.get(observation.instrument, 0)
-        timeframe = self._vocabularies.timeframes.get(observation.timeframe, 0)
+        instrument = self._vocabularies.instrument_row(observation.instrument)
+        timeframe = self._vocabularies.timeframe_row(observation.timeframe)
         return ModelInputs(
             bars=torch.tensor(observation.bars[None], dtype=torch.float32),
             bars_mask=torch.tensor(observation.mask[None], dtype=torch.bool),

@@ -41,6 +41,21 @@ class Vocabularies(Record):
     instruments: dict[str, int] = Field(default_factory=dict)
     timeframes: dict[str, int] = Field(default_factory=dict)
 
+    def instrument_row(self, name: str) -> int:
+        """Return the row of an instrument, in any case: files say nifty where messages say Nifty.
+
+        An exact spelling wins; 0 for a name that was not trained.
+        """
+        if name in self.instruments:
+            return self.instruments[name]
+        folded = {known.casefold(): row for known, row in self.instruments.items()}
+        return folded.get(name.casefold(), 0)
+
+    def timeframe_row(self, name: str) -> int:
+        """Return the row of a timeframe, 0 if it was not trained; a day is D or 1440 minutes."""
+        same = {"D": "1440", "1440": "D"}
+        return self.timeframes.get(name, self.timeframes.get(same.get(name, name), 0))
+
 
 class DataRecord(Record):
     """Name one data set the model has seen; first and last: its first and last bar, as text."""

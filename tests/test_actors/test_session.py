@@ -384,6 +384,11 @@ def test_hours_that_nobody_has_confirmed_allow_exits_only(market: str) -> None:
     assert not CALENDAR.is_covered(market, after)
 
 
+def test_the_last_day_of_entries_is_told() -> None:
+    assert CALENDAR.entries_until("NSE") == date(2026, 12, 6)
+    assert CALENDAR.entries_until("FX") == date(2026, 12, 31)
+
+
 def test_confirmed_hours_allow_entries_again() -> None:
     table = changed(("markets", "NSE", "hours", 2, "confirmed"), value=True)
 

@@ -325,3 +325,17 @@ def test_weights_that_are_not_finite_are_not_released(tmp_path: Path) -> None:
 
     with pytest.raises(IntegrityError, match=r"value_head.weight is not finite"):
         save_release(tmp_path, model, a_card())
+
+
+def test_names_are_found_in_any_case_and_a_day_by_either_name() -> None:
+    vocabularies = Vocabularies(
+        instruments={"nifty": 1, "Bank_Nifty": 2}, timeframes={"5": 1, "1440": 2}
+    )
+
+    assert [vocabularies.instrument_row(n) for n in ("Nifty", "Bank_Nifty", "Sensex", "")] == [
+        1,
+        2,
+        0,
+        0,
+    ]
+    assert [vocabularies.timeframe_row(n) for n in ("5", "D", "1440", "15")] == [1, 2, 2, 0]
