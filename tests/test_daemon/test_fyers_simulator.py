@@ -1,5 +1,6 @@
 """The simulated broker over HTTP: login, calls, orders, limits and faults."""
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
@@ -10,7 +11,14 @@ import aiohttp
 import pyotp
 import pytest
 
-from daemon.brokers.fyers_simulator import FyersSimulator, RateLimits, SimulatorSettings
+from daemon.brokers.fyers_simulator import (
+    FaultKind,
+    FyersSimulator,
+    RateLimits,
+    SimulatorSettings,
+)
+from daemon.brokers.fyers_simulator.login import claims_of
+from daemon.brokers.fyers_simulator.orders import Refusal
 
 SBIN = "NSE:SBIN-EQ"
 
@@ -203,3 +211,156 @@ async def test_the_same_seed_gives_the_same_market() -> None:
             prices.append([(q.last, q.volume, q.bid_sizes) for q in simulator.market.live_quotes])
 
     assert prices[0] == prices[1]
+
+
+# What goes wrong with calls.
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "retry_after"),
+    [
+        ("unauthorised", 401, None),
+        ("rate_limited", 429, "1"),
+        ("rate_limited_bare", 429, None),
+        ("server_error", 502, None),
+    ],
+)
+async def test_calls_are_turned_away_as_often_as_told(
+    caller: Caller, kind: FaultKind, status: int, retry_after: str | None
+) -> None:
+    caller.simulator.faults.inject(kind, count=2)
+    seen = []
+    headers = {"Authorization": f"{caller.simulator.account.app_id}:{caller.token}"}
+
+    for _ in range(3):
+        async with caller.session.get(
+            f"{caller.simulator.urls.api}/funds", headers=headers
+        ) as response:
+            seen.append((response.status, response.headers.get("Retry-After")))
+
+    assert seen == [(status, retry_after)] * 2 + [(200, None)]
+
+
+async def test_an_order_without_acknowledgement_is_taken_all_the_same(caller: Caller) -> None:
+    caller.simulator.faults.inject("no_acknowledgement", path="place")
+
+    placed = await caller.api("POST", "/orders/sync", an_order())
+
+    assert (placed["s"], placed["code"]) == ("ok", 201)
+    assert placed["id"] in caller.simulator.exchange.orders
+
+
+async def test_an_order_rejected_by_the_risk_desk_stays_in_the_book(caller: Caller) -> None:
+    caller.simulator.faults.inject("order_rejected")
+
+    status, placed = await caller.call(
+        "POST", f"{caller.simulator.urls.api}/orders/sync", an_order()
+    )
+
+    assert (status, placed["s"], placed["code"]) == (400, "error", -99)
+    row = (await caller.api("GET", "/orders"))["orderBook"][0]
+    assert (row["status"], row["message"]) == (5, placed["message"])
+
+
+async def test_a_reply_can_be_slow_and_a_request_hang(caller: Caller) -> None:
+    caller.simulator.faults.inject("slow_reply", seconds=0.3, path="/profile")
+    caller.simulator.faults.inject("unanswered", seconds=30, path="POST /api/v3/orders")
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await caller.api("GET", "/profile")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await caller.api("POST", "/orders/sync", an_order())
+
+    assert caller.simulator.portfolio.net(SBIN) == 10
+
+
+async def test_a_margin_call_says_what_an_order_would_bind(caller: Caller) -> None:
+    answer = await caller.api(
+        "POST", "/multiorder/margin", {"data": [an_order(type=1, limitPrice=800.0)]}
+    )
+
+    assert answer["data"]["margin_new_order"] == 10 * 800 * 0.2
+    assert answer["data"]["margin_avail"] == 1_000_000
+
+
+# What goes wrong with logins.
+
+
+def hashed(simulator: FyersSimulator) -> str:
+    account = simulator.account
+    return hashlib.sha256(f"{account.app_id}:{account.secret}".encode()).hexdigest()
+
+
+async def test_the_login_page_sends_nobody_on_with_a_wrong_pin(caller: Caller) -> None:
+    account = caller.simulator.account
+    form = {
+        "client_id": account.app_id,
+        "redirect_uri": account.redirect_uri,
+        "state": '"><script>',
+        "fy_id": account.client_id,
+        "pin": "0000",
+        "totp": pyotp.TOTP(account.totp_secret).now(),
+    }
+
+    async with caller.session.post(
+        f"{caller.simulator.urls.api}/generate-authcode", data=form, allow_redirects=False
+    ) as response:
+        assert response.status == 401
+        assert "<script>" not in await response.text()
+
+
+async def test_an_auth_code_lives_for_five_minutes() -> None:
+    now_ns = 1_800_000_000 * 10**9
+    simulator = FyersSimulator(SimulatorSettings(limits=None), wall_ns=lambda: now_ns)
+    where = simulator.desk.redirect(simulator.account.app_id, simulator.account.redirect_uri, "s")
+    code = parse_qs(urlsplit(where).query)["auth_code"][0]
+
+    now_ns += 301 * 10**9
+
+    body = {"grant_type": "authorization_code", "appIdHash": hashed(simulator), "code": code}
+    with pytest.raises(Refusal, match="auth code"):
+        simulator.desk.exchange(body)
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+async def test_a_refresh_token_is_good_where_the_broker_allows_it(is_allowed: bool) -> None:
+    settings = SimulatorSettings(limits=None, refresh_is_allowed=is_allowed)
+    async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as session:
+        caller = Caller(simulator, session)
+        where = simulator.desk.redirect(
+            simulator.account.app_id, simulator.account.redirect_uri, "s"
+        )
+        code = parse_qs(urlsplit(where).query)["auth_code"][0]
+        known = {"appIdHash": hashed(simulator)}
+        tokens = await caller.api(
+            "POST",
+            "/validate-authcode",
+            known | {"grant_type": "authorization_code", "code": code},
+        )
+        asked = known | {
+            "grant_type": "refresh_token",
+            "refresh_token": tokens["refresh_token"],
+            "pin": simulator.account.pin,
+        }
+
+        answer = await caller.api("POST", "/validate-refresh-token", asked)
+
+        assert (answer["s"] == "ok") is is_allowed
+
+
+def test_a_token_dies_at_six_in_the_morning_of_the_later_clock() -> None:
+    at_noon_ns = 1_795_675_800 * 10**9  # 26 Nov 2026, 12:20 IST
+    simulator = FyersSimulator(wall_ns=lambda: at_noon_ns)
+
+    claims = claims_of(simulator.token())
+
+    assert claims["exp"] == 1_795_739_400  # 27 Nov 2026, 06:00 IST
+    assert len(claims["hsm_key"]) == 56
+
+
+async def test_a_logout_ends_the_token(caller: Caller) -> None:
+    assert (await caller.api("POST", "/logout"))["s"] == "ok"
+
+    assert (await caller.api("GET", "/funds"))["code"] == -8

@@ -8,11 +8,10 @@ asks for it, and from then on with every step.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date, time
+from datetime import date
 from random import Random
 from typing import Final
 
-from actors.messages import Tick
 from daemon.brokers.fyers_simulator.candles import (
     MINUTE_NS,
     TRADING_DAYS,
@@ -26,19 +25,16 @@ from daemon.brokers.fyers_simulator.instruments import (
     NS_PER_SECOND,
     Contract,
     Master,
-    instant_ns,
     local_time,
     on_tick,
 )
 from daemon.brokers.fyers_simulator.options import RATE, Valuation, value, years_between
-from daemon.candle_path import market_events
+from daemon.brokers.fyers_simulator.played import PlayedCandles
 from daemon.history import CandleTable
 
 LEVELS: Final = 5
 _OPTION_SPREAD: Final = 0.002  # of the premium, at least one tick
 _SIZES: Final = range(1, 41)  # lots of a level
-_LONGEST_BREAK_NS: Final = 10 * 86_400 * NS_PER_SECOND
-_END_NS: Final = 2**63 - 1
 _ORDERS: Final = range(1, 31)  # that make up a level
 
 
@@ -81,44 +77,6 @@ class Quote:
         return list(zip(prices, self.bid_sizes, strict=True))
 
 
-class _Played:
-    """Candles of one symbol as a path of prices in time, and as history."""
-
-    def __init__(self, contract: Contract, table: CandleTable, seed: int, start_ns: int) -> None:
-        self.contract = contract
-        self.table = table
-        source = (contract.symbol, table.timeframe, table.between(start_ns, _END_NS))
-        events = market_events([source], seed=seed, wall_ns=lambda: 0)
-        self._ticks = (event for event in events if isinstance(event, Tick))
-        self._next = next(self._ticks, None)
-
-    @property
-    def next_ns(self) -> int | None:
-        """When the next point of the path is due; None at the end of the candles."""
-        return None if self._next is None else self._next.event_ns
-
-    def until(self, now_ns: int) -> Iterator[tuple[int, int, int]]:
-        """Yield instant, price and volume of the day of the points up to now, once each."""
-        while self._next is not None and self._next.event_ns <= now_ns:
-            price = round(self._next.last_price * self.contract.scale)
-            yield self._next.event_ns, price, self._next.volume_today
-            self._next = next(self._ticks, None)
-
-    def close_before(self, start_ns: int) -> int | None:
-        """Return the close of the last day before that of an instant, None at the beginning."""
-        midnight_ns = instant_ns(local_time(start_ns).date(), time())
-        bars = list(self.bars(midnight_ns - _LONGEST_BREAK_NS, midnight_ns))
-        return bars[-1].close if bars else None
-
-    def bars(self, start_ns: int, end_ns: int) -> Iterator[Bar]:
-        """Yield the candles that open in [start, end), as they are in the file."""
-        table, scale = self.table.between(start_ns, end_ns), self.contract.scale
-        for candle in table.candles():
-            prices = (candle.open, candle.high, candle.low, candle.close)
-            first, high, low, last = (round(price * scale) for price in prices)
-            yield Bar(candle.open_ns, first, high, low, last, candle.volume)
-
-
 class Market:
     """Quotes of everything in the master, at `now_ns`."""
 
@@ -138,7 +96,7 @@ class Market:
         self._start_ns = start_ns
         self._past = SeededPast(seed, hours, start_ns)
         self._played = {
-            name: _Played(master[name], table, seed, start_ns) for name, table in played
+            name: PlayedCandles(master[name], table, seed, start_ns) for name, table in played
         }
         self._draw: dict[str, Random] = {}
         self._spot: dict[str, float] = {}  # unrounded, of underlyings
@@ -312,7 +270,7 @@ class Market:
             self._record(quote, self.now_ns, quote.volume - before)
         return True
 
-    def _play(self, quote: Quote, played: _Played) -> bool:
+    def _play(self, quote: Quote, played: PlayedCandles) -> bool:
         """Follow the path of candles; when they trade is for them to say."""
         moved = False
         for at_ns, price, volume in played.until(self.now_ns):
