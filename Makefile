@@ -12,7 +12,7 @@ DATA ?=
 SESSION ?= last
 
 .DEFAULT_GOAL := help
-.PHONY: help setup backend demo test check static fix paper backtest replay bench train units clean
+.PHONY: help setup backend browser-test demo test check static fix paper backtest replay bench train units clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,10 @@ fix: setup  ## Format and apply the safe fixes
 
 backend: setup  ## Serve the web backend on port 8000 beside the daemon of var/
 	@$(BIN)/python -m backend
+
+browser-test: setup  ## Drive a page in headless Chromium (installed with apt where it is missing)
+	@command -v chromium >/dev/null || apt-get install -y chromium
+	$(BIN)/python -m pytest -q tests/test_backend/test_browser.py
 
 paper: setup  ## Run the daemon in paper mode on DATA=, as systemd would
 	$(BIN)/hrm-trader run $(if $(DATA),--data $(DATA))

@@ -27,11 +27,20 @@ def serve(
         str | None, typer.Option(help="A Fyers simulator on loopback instead of the broker.")
     ] = None,
     demo: Annotated[bool, typer.Option(help="Follow the newest demo.")] = False,
+    backtest_pace: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Seconds between two bars of a back-test.")
+    ] = 0.1,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     configure_logs(log_level, sys.stderr)
-    options = Options(state=state, config=config, broker_url=broker_url, demo=demo)
+    options = Options(
+        state=state,
+        config=config,
+        broker_url=broker_url,
+        demo=demo,
+        backtest_pace_s=backtest_pace,
+    )
     application = build(options, os.environ, new_secret=lambda: secrets.token_hex(32))
     try:
         listening = socket.create_server((host, port), backlog=256)

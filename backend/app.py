@@ -1,8 +1,7 @@
 """The FastAPI application: routes, cross-origin rules, limits, and what lives as long as it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -13,13 +12,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.context import Backend
-from backend.routes import auth_routes, config_routes, trading_routes
+from backend.routes import auth_routes, backtest_routes, config_routes, trading_routes
 from backend.websocket import ORIGINS
 from backend.websocket import router as sockets
 
 MOST_BODY_BYTES: Final = 64 * 1024
-
-Part = Callable[[], Awaitable[None]]
 
 
 def create_app(backend: Backend) -> FastAPI:
@@ -27,21 +24,17 @@ def create_app(backend: Backend) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(backend.files.begin)
-        reading = asyncio.create_task(backend.reader.run())
-        try:
+        async with backend.following():
             yield
-        finally:
             backend.hub.end_all("the backend stops")
-            reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reading
-            await backend.accounts.close()
+            await backend.jobs.close()
+        await backend.accounts.close()
 
     app = FastAPI(title="AlgoTrading API", version="1.0.0", lifespan=lifespan)
     app.state.backend = backend
-    for router in (auth_routes.router, config_routes.router, trading_routes.router, sockets):
-        app.include_router(router)
+    for routes in (auth_routes, config_routes, trading_routes, backtest_routes):
+        app.include_router(routes.router)
+    app.include_router(sockets)
     app.add_middleware(BodyLimit)
     app.add_middleware(
         CORSMiddleware,

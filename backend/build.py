@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from backend.accounts import Accounts
 from backend.app import create_app
 from backend.auth import CookieSigner, LoginThrottle
+from backend.backtest_jobs import BacktestJobs
 from backend.candles import CandleShelf
 from backend.context import Backend
 from backend.daemon_link import DaemonLink
@@ -34,6 +35,7 @@ class Options:
     config: Path | None = None
     broker_url: str | None = None
     demo: bool = False
+    backtest_pace_s: float = 0.1
 
 
 def build(
@@ -76,6 +78,7 @@ def build_backend(
         link=link,
         files=files,
         shelf=CandleShelf(Path(settings.paths.raw_data_dir), catalogue, accounts),
+        jobs=BacktestJobs(time.time_ns, options.config, options.backtest_pace_s),
         config_dir=config_dir,
         wall_ns=time.time_ns,
         monotonic_s=time.monotonic,

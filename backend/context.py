@@ -1,7 +1,9 @@
 """Everything the routes use, built once and handed to them; nothing here is global."""
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from backend.accounts import Accounts, Profile
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle, NotAuthenticated
+from backend.backtest_jobs import BacktestJobs
 from backend.candles import CandleShelf
 from backend.daemon_link import DaemonLink
 from backend.files import ResultFiles
@@ -33,10 +36,30 @@ class Backend:
     link: DaemonLink
     files: ResultFiles
     shelf: CandleShelf
+    jobs: BacktestJobs
     config_dir: Path
     wall_ns: Callable[[], int]
     monotonic_s: Callable[[], float]
+    _followers: int = 0
+    _reading: asyncio.Task[None] | None = None
     _profiles: OrderedDict[str, tuple[float, Profile]] = field(default_factory=OrderedDict)
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Have the reader follow the daemon for as long as anybody is in here."""
+        self._followers += 1
+        if self._reading is None:
+            await asyncio.to_thread(self.files.begin)
+            self._reading = asyncio.create_task(self.reader.run())
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers and self._reading is not None:
+                reading, self._reading = self._reading, None
+                reading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reading
 
     async def profile(self, identity: Identity) -> Profile:
         """Return name and capital, from the broker at most once a minute."""

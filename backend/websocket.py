@@ -21,7 +21,7 @@ ORIGINS: Final = ("http://localhost:3000", "http://localhost:3001")
 PING_EVERY_S: Final = 30.0
 SILENT_AFTER_S: Final = 120.0
 
-_REFUSED: Final = 1008
+POLICY: Final = 1008
 _GOING: Final = 1001
 _CONTROL_TYPES: Final = ("ping", "pong")
 
@@ -46,7 +46,7 @@ async def live(websocket: WebSocket, user_id: str) -> None:
     """Show a user his session; the path must name the user of the cookie."""
     identity = socket_identity(websocket)
     if identity is None or identity.user_id != user_id:
-        await websocket.close(_REFUSED)  # before accepting: the handshake is answered 403
+        await websocket.close(POLICY)  # before accepting: the handshake is answered 403
         return
     await _serve_session(websocket, identity, lambda _: None)
 
@@ -56,7 +56,7 @@ async def trading(websocket: WebSocket) -> None:
     """Show the cookie's user his session, and answer market data with the decision in force."""
     identity = socket_identity(websocket)
     if identity is None:
-        await websocket.close(_REFUSED)
+        await websocket.close(POLICY)
         return
     backend = backend_of(websocket)
     user_id = identity.user_id
@@ -125,7 +125,7 @@ async def serve_client(
     for outcome in outcomes:
         if isinstance(outcome, TimeoutError):
             client.end("too slow: a frame was not taken in time")
-        elif isinstance(outcome, Exception) and not _is_disconnect(outcome):
+        elif isinstance(outcome, Exception) and not is_disconnect(outcome):
             raise outcome
     try:
         async with asyncio.timeout(1.0):
@@ -134,7 +134,8 @@ async def serve_client(
         return  # the client has gone first
 
 
-def _is_disconnect(error: Exception) -> bool:
+def is_disconnect(error: Exception) -> bool:
+    """Tell whether an error only says that the client has gone."""
     # Starlette raises RuntimeError for a send after the close was seen.
     return isinstance(error, WebSocketDisconnect | RuntimeError | OSError)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from actors.desk import CAPITAL, NO_SESSION, POSITION_OPEN
 from actors.messages import RequestAnswer, TradingMode
+from backend.accounts import PastCandle
 from backend.context import Backend, backend_of
 from backend.daemon_link import NoAnswer
 from backend.place import Place
@@ -248,17 +249,19 @@ async def historical_data(
         ) from error
     if not candles:
         raise HTTPException(500, f"Failed to fetch historical data for {instrument}")
-    return [
-        {
-            "time": candle.time_s,
-            "open": candle.open,
-            "high": candle.high,
-            "low": candle.low,
-            "close": candle.close,
-            "volume": candle.volume,
-        }
-        for candle in candles
-    ]
+    return [candle_of(candle) for candle in candles]
+
+
+def candle_of(candle: PastCandle) -> dict[str, int | float]:
+    """Return a candle as charts take it."""
+    return {
+        "time": candle.time_s,
+        "open": candle.open,
+        "high": candle.high,
+        "low": candle.low,
+        "close": candle.close,
+        "volume": candle.volume,
+    }
 
 
 def _daemon(backend: Backend, problem: str) -> tuple[Place, Projection]:

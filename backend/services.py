@@ -1,0 +1,332 @@
+"""The service classes of the existing backend, under their old names, over the daemon.
+
+For code that keeps its own FastAPI routes and only changes an import. Nothing trades in here: each
+call becomes a request to the daemon, or an answer out of what the daemon published. The two ways to
+move over are in docs/onboarding/integration-patterns.md.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+from fastapi import HTTPException
+
+from actors.messages import RequestAnswer
+from backend.accounts import Credentials, PastCandle
+from backend.auth import Identity
+from backend.backtest_jobs import Job
+from backend.build import Options, build_backend
+from backend.context import Backend
+from backend.daemon_link import NoAnswer
+from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.hub import SocketClient, as_text
+from backend.projection import started
+from backend.responses import INACTIVE, timeframe_of
+from backend.routes.backtest_routes import job_request
+from backend.routes.trading_routes import ManualTradeRequest, candle_of, trade_manually
+from daemon.errors import TraderError
+from daemon.settings import load_settings
+
+_DAEMON_WAIT_S = 10.0
+
+
+class ServiceFailed(TraderError):
+    """A service could not do what it was asked; the text is the existing backend's."""
+
+
+class Socket(Protocol):
+    """What a service needs of a client's socket: Starlette's WebSocket has it."""
+
+    async def send_text(self, data: str) -> None: ...
+
+
+@cache
+def shared_backend() -> Backend:
+    """Return this process's parts, built from settings and environment when first asked for.
+
+    The one shared object: the old constructors take none.
+    """
+    environment: Mapping[str, str] = os.environ
+    settings = load_settings(None, environment)
+    return build_backend(
+        settings,
+        Options(),
+        environment,
+        FyersAccounts(FyersUrls()),
+        lambda: secrets.token_hex(32),
+    )
+
+
+class LiveTradingService:
+    """A user's live session. Run it in a task; it returns when the session has ended."""
+
+    def __init__(
+        self,
+        user_id: str,
+        access_token: str = "",  # noqa: ARG002  the daemon trades with its own
+        app_id: str = "",  # noqa: ARG002
+        instrument: str = "Nifty",
+        timeframe: str = "5",
+        option_strategy: str | None = "ITM",
+        trading_mode: str = "paper",
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        """The token is not used here: orders are the daemon's, with its own."""
+        self._backend = backend or shared_backend()
+        self.user_id = user_id
+        self.instrument = instrument
+        self.timeframe = timeframe
+        self.option_strategy = option_strategy
+        self.trading_mode = trading_mode
+        self._pumps: dict[Socket, tuple[SocketClient, asyncio.Task[None]]] = {}
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start the session and stay until it is stopped; raises ServiceFailed if refused."""
+        backend = self._backend
+        async with backend.following():
+            await self._started()
+            while not self._ended.is_set():
+                view = backend.reader.view
+                if view is not None and view.session_of(self.user_id) is None:
+                    return
+                try:
+                    await asyncio.wait_for(self._ended.wait(), 0.5)
+                except TimeoutError:
+                    continue
+
+    async def _started(self) -> None:
+        backend = self._backend
+        async with asyncio.timeout(_DAEMON_WAIT_S):
+            while (view := backend.reader.view) is None:  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.05)
+        instrument = backend.shelf.instrument(self.instrument, view.place)
+        answer = await _answer(
+            backend.link.start(
+                view.place,
+                self.user_id,
+                instrument.symbol if instrument else self.instrument,
+                timeframe_of(self.timeframe),
+                "REAL" if self.trading_mode == "real" else "PAPER",
+                self.option_strategy,
+            )
+        )
+        if not answer.accepted:
+            raise ServiceFailed(f"Failed to start live trading: {answer.reason}")
+        async with asyncio.timeout(_DAEMON_WAIT_S):
+            while not self._is_registered():  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.02)
+
+    def _is_registered(self) -> bool:
+        view = self._backend.reader.view
+        return view is not None and view.session_of(self.user_id) is not None
+
+    async def stop(self) -> None:
+        """End the session; open positions keep their stops. Raises ServiceFailed if refused."""
+        view = self._backend.reader.view
+        if view is None:
+            raise ServiceFailed("Failed to stop live trading: the daemon gives no sign of life")
+        answer = await _answer(self._backend.link.stop(view.place, self.user_id))
+        self._ended.set()
+        if not answer.accepted:
+            raise ServiceFailed(f"Failed to stop live trading: {answer.reason}")
+
+    def get_status(self) -> dict[str, Any]:
+        """Return the status as the live socket's second frame carries it."""
+        view = self._backend.reader.view
+        return view.status(self.user_id) if view else dict(INACTIVE)
+
+    async def initiate_manual_trade(
+        self,
+        instrument: str,
+        direction: str,
+        quantity: int,
+        stop_loss: float | None = None,
+        target: float | None = None,
+        trading_mode: str | None = None,
+    ) -> dict[str, Any]:
+        """Place a manual trade in the session; raises ServiceFailed with the contract's text."""
+        body = ManualTradeRequest.model_validate(
+            {
+                "instrument": instrument,
+                "direction": direction,
+                "quantity": quantity,
+                "stopLoss": stop_loss,
+                "target": target,
+                "trading_mode": trading_mode,
+            }
+        )
+        try:
+            mode = await trade_manually(
+                self._backend, self.user_id, body, "Failed to initiate manual trade"
+            )
+        except HTTPException as error:
+            raise ServiceFailed(str(error.detail)) from error
+        return {"status": "success", "trading_mode": mode}
+
+    def add_websocket_client(self, websocket: Socket) -> None:
+        """Send an accepted socket what happens in the session; a fourth ends the oldest."""
+        client = SocketClient(self.user_id, websocket.send_text)
+        view = self._backend.reader.view
+        session = view.session_of(self.user_id) if view else None
+        if session is not None and session.status == "running":
+            client.offer(as_text(started(session)))
+        self._backend.hub.attach(client)
+        self._pumps[websocket] = (client, asyncio.create_task(client.pump()))
+
+    def remove_websocket_client(self, websocket: Socket) -> None:
+        """Send a socket nothing more; harmless when it was not added."""
+        found = self._pumps.pop(websocket, None)
+        if found is not None:
+            client, pump = found
+            self._backend.hub.detach(client)
+            pump.cancel()
+
+
+class BacktestService:
+    """One back-test of a user. Run it in a task; it returns the results."""
+
+    def __init__(
+        self,
+        user_id: str,
+        instrument: str,
+        timeframe: str,
+        duration: int,
+        initial_capital: float = 100_000.0,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        self._backend = backend or shared_backend()
+        self._request = (user_id, instrument, timeframe, duration, initial_capital)
+        self._job: Job | None = None
+        self._pumps: dict[Socket, asyncio.Task[None]] = {}
+        self._begun = asyncio.Event()
+
+    async def run(self) -> dict[str, Any]:
+        """Run to the end and return `results`; raises ServiceFailed with the reason."""
+        job = self._backend.jobs.start(job_request(self._backend, *self._request))
+        self._job = job
+        self._begun.set()
+        seen = 0
+        while not job.is_over:
+            await job.more_than(seen)
+            seen = len(job.frames)
+        last: dict[str, Any] = _decoded(job.frames[-1])
+        if last["type"] != "completed":
+            raise ServiceFailed(str(last["message"]))
+        results: dict[str, Any] = last["results"]
+        return results
+
+    def add_websocket_client(self, websocket: Socket) -> None:
+        """Send a socket, accepted already, every frame from the first one on."""
+        self._pumps[websocket] = asyncio.create_task(self._feed(websocket))
+
+    def remove_websocket_client(self, websocket: Socket) -> None:
+        """Send a socket nothing more; harmless when it was not added."""
+        pump = self._pumps.pop(websocket, None)
+        if pump is not None:
+            pump.cancel()
+
+    async def _feed(self, websocket: Socket) -> None:
+        await self._begun.wait()
+        job = self._job
+        sent = 0
+        while job is not None and not (job.is_over and sent == len(job.frames)):
+            await job.more_than(sent)
+            for text in job.frames[sent:]:
+                await websocket.send_text(text)
+                sent += 1
+
+
+class FyersClient:
+    """A user's account at Fyers: log in, profile, funds, history. Orders are the daemon's."""
+
+    def __init__(
+        self,
+        user_id: str = "",
+        access_token: str = "",
+        app_id: str = "",
+        *,
+        urls: FyersUrls | None = None,
+    ) -> None:
+        """Without a token, `login` first. `app_id`: by default that of FYERS_APP_ID."""
+        self._accounts = FyersAccounts(urls or FyersUrls())
+        app = app_id or os.environ.get("FYERS_APP_ID", "")
+        self._identity = Identity(user_id, access_token, app)
+
+    async def login(self, **fields: str) -> bool:
+        """Log in with the six fields of the form; raises BrokerError."""
+        self._identity = await self._accounts.log_in(Credentials(**fields))
+        return True
+
+    async def get_profile(self) -> dict[str, Any]:
+        """Return name and capital."""
+        profile = await self._accounts.profile(self._identity)
+        return {
+            "user_id": self._identity.user_id,
+            "name": profile.name,
+            "capital": profile.capital,
+        }
+
+    async def get_funds(self) -> dict[str, float]:
+        """Return today's realised result and the total funds, in rupees."""
+        funds = await self._accounts.funds(self._identity)
+        return {"todayPnL": funds.today_pnl, "totalFunds": funds.total}
+
+    async def get_historical_data(
+        self, symbol: str, timeframe: str, start_s: int, end_s: int
+    ) -> list[PastCandle]:
+        """Return candles of an exchange symbol that open in [start_s, end_s]."""
+        return await self._accounts.history(self._identity, symbol, timeframe, start_s, end_s)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._accounts.close()
+
+
+class RealtimeDataLoader:
+    """Candles of the past for a chart, as GET /api/historical-data answers them."""
+
+    def __init__(
+        self,
+        user_id: str = "",
+        access_token: str = "",
+        app_id: str = "",
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        self._backend = backend or shared_backend()
+        self._identity = Identity(user_id, access_token, app_id)
+
+    async def fetch_historical_data(
+        self, instrument: str, timeframe: str
+    ) -> list[dict[str, int | float]]:
+        """Return about 30 days of candles but the first 199; raises DataError and BrokerError."""
+        backend = self._backend
+        candles = await backend.shelf.recent(
+            self._identity,
+            instrument,
+            timeframe,
+            backend.reader.place,
+            backend.reader.view,
+            backend.wall_ns() // 1_000_000_000,
+        )
+        return [candle_of(candle) for candle in candles]
+
+
+async def _answer(asking: Any) -> RequestAnswer:
+    try:
+        answer: RequestAnswer = await asking
+    except NoAnswer as error:
+        raise ServiceFailed(str(error)) from error
+    return answer
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(text)
+    return body

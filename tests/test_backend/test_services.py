@@ -1,0 +1,123 @@
+"""The old service classes: their names, their methods, and what they do over the daemon."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_server import SECRET, KnownAccounts, a_daemon
+from command_line import CONFIG, HEADER, a_sandbox, candle_rows
+
+from backend.build import Options, build_backend
+from backend.context import Backend
+from backend.fyers_accounts import FyersUrls
+from backend.services import (
+    BacktestService,
+    FyersClient,
+    LiveTradingService,
+    RealtimeDataLoader,
+    ServiceFailed,
+)
+from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
+from daemon.settings import load_settings
+
+
+class HeardSocket:
+    """A socket that notes what it is sent."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+
+    async def send_text(self, data: str) -> None:
+        self.frames.append(json.loads(data))
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        async with asyncio.timeout(30):
+            while True:
+                for frame in self.frames:
+                    if frame["type"] == kind:
+                        return frame
+                await asyncio.sleep(0.02)
+
+
+def a_backend(state: Path, **more: str) -> Backend:
+    environment = {"JWT_SECRET": SECRET, "HRM_TRADER__SESSION__STATE_DIR": str(state)} | more
+    settings = load_settings(CONFIG, environment)
+    options = Options(config=CONFIG, backtest_pace_s=0.0)
+    return build_backend(settings, options, environment, KnownAccounts(), lambda: SECRET)
+
+
+@pytest.mark.integration
+async def test_a_live_service_starts_shows_and_stops_a_session(tiny_models: Path) -> None:
+    with a_sandbox() as sandbox, a_daemon(sandbox, tiny_models) as state:
+        backend = a_backend(state)
+        service = LiveTradingService("FA1", "token", "app", "Nifty", "1", backend=backend)
+        running = asyncio.create_task(service.run())
+        socket = HeardSocket()
+        service.add_websocket_client(socket)
+
+        await socket.until("started")
+        await socket.until("tick")
+        price = float(backend.reader.view.ticks["Nifty"].last_price)  # type: ignore[union-attr]
+        traded = await service.initiate_manual_trade("Nifty", "BUY", 1, price - 500, price + 500)
+        opened = await socket.until("position_update")
+        status = service.get_status()
+        await service.stop()
+        await socket.until("stopped")
+        service.remove_websocket_client(socket)
+        await running
+
+    assert traded == {"status": "success", "trading_mode": "PAPER"}
+    assert opened["data"]["tradeType"] == "Manual"
+    assert status["is_running"] is True
+
+
+async def test_a_live_service_without_a_daemon_says_so(tmp_path: Path) -> None:
+    service = LiveTradingService("FA1", backend=a_backend(tmp_path))
+
+    assert service.get_status()["is_active"] is False
+    with pytest.raises(ServiceFailed, match="no sign of life"):
+        await service.stop()
+    with pytest.raises(ServiceFailed, match="400: Live trading session not active"):
+        await service.initiate_manual_trade("Nifty", "buy", 1)
+
+
+@pytest.mark.integration
+async def test_a_back_test_service_returns_the_results_and_feeds_sockets(tmp_path: Path) -> None:
+    (tmp_path / "Nifty_1.csv").write_text("\n".join([HEADER, *candle_rows(40)]) + "\n")
+    backend = a_backend(tmp_path / "state", HRM_TRADER__PATHS__RAW_DATA_DIR=str(tmp_path))
+    service = BacktestService("FA1", "Nifty", "1", 1, 50_000.0, backend=backend)
+    socket = HeardSocket()
+    service.add_websocket_client(socket)
+
+    results = await service.run()
+    await socket.until("completed")
+    service.remove_websocket_client(socket)
+    await backend.jobs.close()
+
+    assert results["initial_capital"] == 50_000.0
+    assert socket.frames[0]["type"] == "started"
+
+
+async def test_the_client_and_the_loader_ask_the_broker(tmp_path: Path) -> None:
+    async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
+        account = simulator.account
+        client = FyersClient(urls=FyersUrls.at(simulator.urls.base))
+        await client.login(
+            app_id=account.app_id,
+            secret_key=account.secret,
+            redirect_uri=account.redirect_uri,
+            fy_id=account.client_id,
+            pin=account.pin,
+            totp_secret=account.totp_secret,
+        )
+        profile = await client.get_profile()
+        funds = await client.get_funds()
+        await client.close()
+    loader = RealtimeDataLoader("FA1", "token", "app", backend=a_backend(tmp_path))
+    candles = await loader.fetch_historical_data("Reliance", "5")
+
+    assert (profile["name"], profile["capital"]) == (account.name, funds["totalFunds"])
+    assert len(candles) == 51
+    assert candles[0].keys() == {"time", "open", "high", "low", "close", "volume"}
