@@ -3,12 +3,13 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from fyers_sdk import Sdk, is_tick, sdk_process
 
-from daemon.brokers.fyers_simulator import FyersSimulator
+from daemon.brokers.fyers_simulator import FyersSimulator, frames
 
 pytestmark = pytest.mark.integration
 
@@ -20,6 +21,21 @@ FRAMES: dict[str, dict[str, Any]] = {
 }
 TOPICS = {"sf|nse_cm|3045": "NSE:SBIN-EQ", "if|nse_cm|Nifty 50": "NSE:NIFTY50-INDEX"}
 SBIN, NIFTY = TOPICS.values()
+
+# Fields as the SDK names them: "=" for those that are no prices, "*" for those it hides.
+SCRIP = [
+    "ltp", "=vol_traded_today", "=last_traded_time", "=exch_feed_time", "=bid_size",
+    "=ask_size", "bid_price", "ask_price", "=last_traded_qty", "=tot_buy_qty", "=tot_sell_qty",
+    "avg_trade_price", "*OI", "low_price", "high_price", "*Yhigh", "*Ylow", "*lower_ckt",
+    "*upper_ckt", "open_price", "prev_close_price",
+]  # fmt: skip
+INDEX = ["ltp", "prev_close_price", "=exch_feed_time", "high_price", "low_price", "open_price"]
+DEPTH = [
+    f"{mark}{side}_{what}{level}"
+    for mark, what in (("", "price"), ("=", "size"), ("=", "order"))
+    for side in ("bid", "ask")
+    for level in range(1, 6)
+]
 
 
 @pytest.fixture
@@ -100,7 +116,59 @@ async def test_the_sdk_reads_the_same_answers(sdk: Sdk) -> None:
     ]
 
 
+async def test_the_sdk_follows_whatever_is_sent_to_the_last_field(sdk: Sdk) -> None:
+    draw = Random(7)
+    topics = {101: ("sf|nse_cm|3045", SCRIP), 102: ("if|nse_cm|Nifty 50", INDEX)}
+    topics[103] = ("dp|nse_cm|3045", DEPTH)
+    state: dict[int, list[int | None]] = {}
+    expected: list[dict[str, Any]] = []
+
+    for number in range(150):
+        id_ = draw.choice(list(topics))
+        topic, names = topics[id_]
+        before = state.get(id_)
+        if before is None or draw.random() < 0.1:
+            values: list[int | None] = [draw.randrange(1, 10**6) for _ in names]
+            record = frames.snapshot(id_, topic, values, names=("nse_cm", "1", "X"))
+        elif topic.startswith("dp") or draw.random() < 0.8:
+            moves = [draw.randrange(1, 10**6) if draw.random() < 0.2 else old for old in before]
+            record = frames.update(id_, frames.changed(before, moves))
+            values = list(moves)
+        else:
+            values = [draw.randrange(1, 10**6), *before[1:]]
+            record = frames.lite(id_, values[0] or 0)
+        if values != before or record[:1] == b"S":
+            expected.append(shown(topic, names, values))
+        state[id_] = values
+        await feed_bytes(sdk, frames.data_frame(number + 1, [record]))
+
+    ticks = [{name: tick[name] for name in kept} for tick, kept in paired(sdk, expected)]
+    assert ticks == expected
+
+
+def paired(sdk: Sdk, expected: list[dict[str, Any]]) -> list[tuple[Any, list[str]]]:
+    """Return the SDK's ticks, each with the names of the fields to compare."""
+    ticks = sdk.of("message")
+    assert len(ticks) == len(expected)
+    return [(tick, list(wanted)) for tick, wanted in zip(ticks, expected, strict=True)]
+
+
+def shown(topic: str, names: list[str], values: list[int | None]) -> dict[str, Any]:
+    """Return what the SDK shows of the values of a topic."""
+    fields = {
+        name.removeprefix("="): value if name.startswith("=") else (value or 0) / 100
+        for name, value in zip(names, values, strict=True)
+        if not name.startswith("*")
+    }
+    return fields | {"type": topic[:2]}
+
+
 async def feed(sdk: Sdk, name: str) -> None:
     """Give a frame to the SDK as if it had come from its socket."""
     await sdk.set("data", unsub_symbol=[])
-    await sdk.call("data", "_FyersDataSocket__response_msg", {"hex": FRAMES[name]["hex"]})
+    await feed_bytes(sdk, bytes.fromhex(FRAMES[name]["hex"]))
+
+
+async def feed_bytes(sdk: Sdk, frame: bytes) -> None:
+    """Give bytes to the SDK as if they had come from its socket."""
+    await sdk.call("data", "_FyersDataSocket__response_msg", {"hex": frame.hex()})
