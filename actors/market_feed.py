@@ -64,6 +64,7 @@ class MarketFeedActor(Actor[Input, Output]):
                 timeframe,
                 length_ns,
                 segment if segment in calendar.segments else None,
+                instrument.exchange_symbol,
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -142,13 +143,14 @@ class MarketFeedActor(Actor[Input, Output]):
                 open_ns=open_ns,
                 close_ns=close_ns,
                 is_continuous=self._is_continuous(feed, open_ns, close_ns),
+                days_to_expiry=self._calendar.days_to_expiry(feed.underlying, open_ns),
                 open=tick.last_price,
                 high=tick.last_price,
                 low=tick.last_price,
                 close=tick.last_price,
             )
         session = self._calendar.session_key(feed.market, tick.event_ns)
-        feed.bar.add(tick.last_price, self._new_volume(feed, tick, session))
+        feed.bar.add(tick, self._new_volume(feed, tick, session))
         feed.last, feed.session = tick, session
 
     def _is_continuous(self, feed: "_Feed", open_ns: int, close_ns: int) -> bool:
@@ -241,19 +243,23 @@ class _OpenBar:
     open_ns: int
     close_ns: int
     is_continuous: bool
+    days_to_expiry: int | None
     open: Decimal
     high: Decimal
     low: Decimal
     close: Decimal
     volume: int = 0
     ticks: int = 0
+    spread: Decimal | None = None
 
-    def add(self, price: Decimal, volume: int) -> None:
+    def add(self, tick: Tick, volume: int) -> None:
+        price = tick.last_price
         self.high = max(self.high, price)
         self.low = min(self.low, price)
         self.close = price
         self.volume += volume
         self.ticks += 1
+        self.spread = _spread(tick)
 
 
 @dataclass(slots=True)
@@ -265,6 +271,7 @@ class _Feed:
     timeframe: str
     bar_ns: int
     segment: str | None  # where its prices come about
+    underlying: str  # the broker's name
     bar: _OpenBar | None = None
     closed_until_ns: int = 0
     last: Tick | None = None  # the last tick believed
@@ -289,7 +296,17 @@ class _Feed:
             close_ns=bar.close_ns,
             ticks=bar.ticks,
             is_continuous=bar.is_continuous,
+            spread=bar.spread,
+            days_to_expiry=bar.days_to_expiry,
         )
+
+
+def _spread(tick: Tick) -> Decimal | None:
+    """Return what lies between the quotes; None without two of them that can be true."""
+    if tick.bid is None or tick.ask is None:
+        return None
+    is_possible = tick.bid.is_finite() and tick.ask.is_finite() and 0 < tick.bid <= tick.ask
+    return tick.ask - tick.bid if is_possible else None
 
 
 def _is_same(tick: Tick, last: Tick) -> bool:

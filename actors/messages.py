@@ -76,6 +76,8 @@ class Bar(Message, frozen=True, kw_only=True):
     close_ns: int  # exclusive end of the bar
     ticks: int  # how many ticks made it; never 0, a gap makes no bar
     is_continuous: bool = True  # false: part of it fell into an auction, or past the last price
+    spread: Decimal | None = None  # best ask less best bid at the last tick; None: no quotes
+    days_to_expiry: int | None = None  # of what the instrument's options expire by; None: unknown
 
     @property
     def time_ns(self) -> int:

@@ -174,6 +174,8 @@ class ReasoningActor(Actor[Input, Decision]):
                 float(bar.close),
                 float(bar.volume),
                 bar.open_ns + bar_ns,
+                days_to_expiry=bar.days_to_expiry,
+                spread=None if bar.spread is None else float(bar.spread),
             )
         except ValueError as error:
             return str(error)

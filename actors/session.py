@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
+from actors.expiry import next_expiry
 from actors.session_table import (
     WEEKDAYS,
     ExchangePhase,
@@ -165,6 +166,28 @@ class SessionCalendar:
         """Tell whether a bar [start_ns, end_ns) of a segment holds continuous trading only."""
         ends = (start_ns, end_ns - 1)
         return all(self.exchange_phase(segment, at_ns) == "continuous" for at_ns in ends)
+
+    def days_to_expiry(self, underlying: str, now_ns: int) -> int | None:
+        """Count calendar days to the next expiry of an underlying, 0 on the day; None: not known.
+
+        underlying: the broker's name, as sessions.yaml has it. By rule, not by symbol master.
+        """
+        expiries = self._table.expiries.get(underlying)
+        if expiries is None:
+            return None
+        market = expiries.market
+        today = self._day_at(market, now_ns).key
+        found = next_expiry(today, expiries.rules, lambda day: self._is_regular(market, day))
+        holidays_until = self._table.calendars[self._market(market).calendar].covered_until
+        return (found - today).days if found is not None and found <= holidays_until else None
+
+    def _is_regular(self, exchange: str, key: date) -> bool:
+        """Tell whether a date has the hours of a normal day."""
+        market = self._market(exchange)
+        special = self._table.calendars[market.calendar].special_sessions.get(key)
+        if special is not None and special.sessions != "regular":
+            return False
+        return bool(self._day(exchange, key).intervals)
 
     def entries_until(self, exchange: str) -> date:
         """Return the last date on which entries may be made: covered, and its hours confirmed."""

@@ -222,12 +222,36 @@ class Segment(_Table):
         return self
 
 
+class ExpiryRule(_Table):
+    """On which weekday derivatives expire, from a date on: every week, or the month's last one."""
+
+    effective_from: CalendarDate
+    weekday: Weekday
+    every: Literal["week", "month"]
+
+
+class Expiries(_Table):
+    """Expiry days of one underlying; a holiday moves one to the trading day of `market` before."""
+
+    market: str
+    rules: tuple[ExpiryRule, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rules_come_in_order_of_date(self) -> Self:
+        dates = [rule.effective_from for rule in self.rules]
+        if dates != sorted(set(dates)):
+            raise ValueError("rules must be listed by effective_from, oldest first, each date once")
+        return self
+
+
 class SessionTable(_Table):
     """The whole of sessions.yaml."""
 
     calendars: dict[str, TradingDays] = Field(min_length=1)
     markets: dict[str, Market] = Field(min_length=1)
     segments: dict[str, Segment] = Field(default_factory=dict)
+    expiries: dict[str, Expiries] = Field(default_factory=dict)
+    """By the broker's name of the underlying."""
 
     @model_validator(mode="after")
     def _markets_name_a_calendar(self) -> Self:
@@ -237,10 +261,10 @@ class SessionTable(_Table):
                     f"market {name} names the calendar {market.calendar!r}: "
                     f"use one of {', '.join(self.calendars)}"
                 )
-        for name, segment in self.segments.items():
-            if segment.market not in self.markets:
+        parts: dict[str, Segment | Expiries] = {**self.segments, **self.expiries}
+        for name, part in parts.items():
+            if part.market not in self.markets:
                 raise ValueError(
-                    f"segment {name} names the market {segment.market!r}: "
-                    f"use one of {', '.join(self.markets)}"
+                    f"{name} names the market {part.market!r}: use one of {', '.join(self.markets)}"
                 )
         return self

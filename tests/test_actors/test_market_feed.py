@@ -519,3 +519,38 @@ def test_a_calendar_without_segments_marks_nothing() -> None:
     outputs = outputs_of(a_feed(), a_tick(), a_time(OPEN_NS + BAR_NS))
 
     assert bars_of(outputs)[0].is_continuous
+
+
+@pytest.mark.parametrize(
+    ("bid", "ask", "spread"),
+    [
+        ("100.05", "100.20", Decimal("0.15")),
+        ("100.05", "100.05", Decimal("0.00")),
+        ("100.20", "100.05", None),  # crossed quotes say nothing
+        (None, "100.20", None),
+        ("NaN", "100.20", None),
+    ],
+)
+def test_a_bar_carries_the_spread_of_its_last_quotes(
+    bid: str | None, ask: str, spread: Decimal | None
+) -> None:
+    quotes = {"bid": None if bid is None else Decimal(bid), "ask": Decimal(ask)}
+
+    outputs = outputs_of(
+        a_feed(),
+        a_tick("100", bid=Decimal(90), ask=Decimal(95)),
+        a_tick("100.1", OPEN_NS + SECOND_NS, **quotes),
+        a_time(OPEN_NS + BAR_NS),
+    )
+
+    assert bars_of(outputs)[0].spread == spread
+
+
+def test_a_bar_carries_the_days_to_expiry_of_its_day() -> None:
+    moment = datetime(2026, 11, 18, 11, 0, tzinfo=ZoneInfo("Asia/Kolkata"))
+    open_ns = int(moment.timestamp()) * SECOND_NS
+    feed = MarketFeedActor(FeedSettings(), a_catalogue(), load_sessions(None), {"Nifty": "5"})
+
+    outputs = outputs_of(feed, a_tick(at_ns=open_ns), a_time(open_ns + BAR_NS))
+
+    assert bars_of(outputs)[0].days_to_expiry == 5  # Monday: Tuesday the 24th is a holiday

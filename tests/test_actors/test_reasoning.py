@@ -391,6 +391,23 @@ def test_a_bar_cut_short_by_the_session_counts_as_a_whole_one() -> None:
     assert np.array_equal(whole.observations[-1].bars, cut.observations[-1].bars)
 
 
+def test_the_model_is_told_of_spread_and_expiry_where_the_bar_is() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED))
+
+    outputs_of(actor, *contexts(1, first=NEEDED, spread=Decimal(2), days_to_expiry=3))
+
+    names = ("expiry_nearness", "depth_known", "spread")
+    without, told = (
+        [float(observation.bars[-1, FEATURE_NAMES.index(name)]) for name in names]
+        for observation in thinker.observations
+    )
+    assert without == [0.0, 0.0, 0.0]
+    assert told[:2] == [0.25, 0.5]
+    assert told[2] > 0
+
+
 def test_a_bar_of_an_auction_is_a_hold_and_not_shown_to_the_model() -> None:
     thinker, plain = ScriptedThinker(action=0), ScriptedThinker(action=0)
     actor, without = an_actor(thinker), an_actor(plain)

@@ -305,6 +305,50 @@ def test_answers_do_not_depend_on_the_questions_before() -> None:
     assert forwards == backwards[::-1]
 
 
+# Expiry days by rule
+
+
+@pytest.mark.parametrize(
+    ("underlying", "day", "expiry"),
+    [
+        ("NSE:NIFTY50-INDEX", "2026-11-26", "2026-12-01"),
+        ("NSE:NIFTY50-INDEX", "2026-12-01", "2026-12-01"),  # on the day itself
+        ("NSE:NIFTY50-INDEX", "2026-11-18", "2026-11-23"),  # Tuesday the 24th is a holiday
+        ("NSE:NIFTY50-INDEX", "2026-11-24", "2026-12-01"),  # and on that holiday
+        ("NSE:NIFTYBANK-INDEX", "2026-11-02", "2026-11-23"),  # the monthly one moves as well
+        ("NSE:NIFTYBANK-INDEX", "2026-10-28", "2026-11-23"),
+        ("NSE:NIFTYBANK-INDEX", "2026-12-01", "2026-12-29"),
+        ("NSE:NIFTY50-INDEX", "2026-03-02", "2026-03-02"),  # moved from the 3rd
+        ("NSE:NIFTY50-INDEX", "2026-03-27", "2026-03-30"),  # from the 31st
+        ("NSE:NIFTY50-INDEX", "2026-04-08", "2026-04-13"),
+        ("NSE:NIFTY50-INDEX", "2026-10-15", "2026-10-19"),
+        ("NSE:NIFTY50-INDEX", "2026-11-05", "2026-11-09"),  # not the Sunday of Muhurat before it
+        ("BSE:SENSEX-INDEX", "2026-01-13", "2026-01-14"),
+        ("BSE:SENSEX-INDEX", "2026-03-24", "2026-03-25"),
+        ("BSE:SENSEX-INDEX", "2026-05-26", "2026-05-27"),
+        ("NSE:BANKEX-INDEX", "2026-11-02", "2026-11-26"),
+    ],
+)
+def test_expiries_fall_on_the_trading_day_before_a_holiday(
+    underlying: str, day: str, expiry: str
+) -> None:
+    days = CALENDAR.days_to_expiry(underlying, india(f"{day} 11:00:00"))
+
+    assert days == (date.fromisoformat(expiry) - date.fromisoformat(day)).days
+
+
+@pytest.mark.parametrize(
+    ("underlying", "day"),
+    [
+        ("NSE:NIFTY50-INDEX", "2025-08-29"),  # before the first rule
+        ("NSE:NIFTY50-INDEX", "2026-12-30"),  # the next one is beyond what is known
+        ("FX:EURUSD", "2026-11-26"),
+    ],
+)
+def test_an_expiry_that_nobody_knows_is_none(underlying: str, day: str) -> None:
+    assert CALENDAR.days_to_expiry(underlying, india(f"{day} 11:00:00")) is None
+
+
 # What the exchange does, by segment
 
 
@@ -460,6 +504,7 @@ def test_weekday_holidays_agree_with_a_published_calendar(year: int) -> None:
         (("markets", "NSE", "weekdays"), ["monday"], "'mon'"),
         (("markets", "NSE", "lunch"), "12:00", "Extra inputs"),
         (("segments", "index", "market"), "MCX", "use one of NSE, NSE_CASH"),
+        (("expiries", "BSE:SENSEX-INDEX", "market"), "MCX", "use one of NSE, NSE_CASH"),
         (("segments", "index", "days", 1, "phases", 0, "until"), "15:16", "list them in order"),
         (("segments", "index", "days", 1, "phases", 0, "until"), "09:15", "must end later"),
         (("segments", "index", "days", 1, "effective_from"), date(2023, 1, 1), "oldest first"),
