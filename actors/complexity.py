@@ -11,8 +11,12 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from actors.base import Actor
+from actors.events import EventCalendar
+from actors.forecast import EXCESS, Forecaster, Outlook, window_bars
 from actors.messages import Bar, MarketContext
 from actors.policies import ComplexitySettings, ComplexityWeights
+from actors.regimes import RegimeFilter, straightness
+from actors.session import timeframe_minutes
 from hrm.features import CONTEXT_BARS, VOLATILITY_BARS, complexity_components
 
 NEUTRAL_COMPLEXITY = 0.5
@@ -33,7 +37,12 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
     Components, each in [0, 1]: volatility is the percentile rank of the root mean square of 20
     returns among the last 240 of its kind; instability is the share of the last 20 bars that were
     in another regime; correlation stress is 0 while instruments move together as they usually do
-    and 1 when that has gone; news has no source. Complexity is the weighted mean of those present.
+    and 1 when that has gone; news is the impact of scheduled events (events.py). Complexity is the
+    weighted mean of those present.
+
+    Beside it stands what can be checked: the calibrated probability that the next window is a
+    demanding one (forecast.py), the outcome of the forecast made one window ago, and how likely
+    each regime is (regimes.py); None or empty while unknown.
     """
 
     name = "complexity"
@@ -45,6 +54,7 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
                 f"trained on {VOLATILITY_BARS}: set it to {VOLATILITY_BARS}"
             )
         self._settings = settings
+        self._events = EventCalendar(settings.events)
         self._series: dict[tuple[str, str], _Series] = {}  # by instrument and timeframe
 
     def handle(self, message: Bar) -> Iterator[MarketContext]:
@@ -52,18 +62,21 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
         key = (message.instrument, message.timeframe)
         known = self._series.get(key)
         _check(message, known.last_close_ns if known is not None else None)
-        series = known or self._series.setdefault(key, _Series(self._settings))
+        series = known or self._series.setdefault(key, _Series(self._settings, message.timeframe))
         stress = self._correlation_stress(message)
         series.add(message)
         yield self._context(message, series, stress)
 
     def _context(self, bar: Bar, series: "_Series", stress: float | None) -> MarketContext:
+        # An auction's bar says nothing about how far prices move by themselves.
+        outlook = series.forecaster.add(bar) if bar.is_continuous else Outlook()
         price = complexity_components(list(series.highs), list(series.lows), list(series.closes))
+        news = self._events.impact(bar.instrument, bar.close_ns)
         is_warm = series.bars_seen > VOLATILITY_BARS
         components = {
             "volatility": price.volatility if is_warm else None,
             "regime": 1.0 - price.regime_stability if is_warm else None,
-            "news": None,
+            "news": news,
             "correlation": stress,
         }
         return MarketContext(
@@ -74,11 +87,14 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
             regime=price.regime,
             regime_stability=price.regime_stability,
             correlation_score=stress or 0.0,
-            news_impact=0.0,
+            news_impact=news or 0.0,
             complexity=weighted_complexity(components, self._settings.weights),
             atr=series.average_true_range(),
             missing=tuple(name for name, value in components.items() if value is None),
             bars_seen=series.bars_seen,
+            demand=outlook.probability,
+            checked=outlook.check,
+            regime_probabilities=series.regime_probabilities(outlook),
         )
 
     def _correlation_stress(self, bar: Bar) -> float | None:
@@ -126,7 +142,13 @@ def weighted_complexity(
 class _Series:
     """The recent bars of one instrument and timeframe, and Wilder's average true range."""
 
-    def __init__(self, settings: ComplexitySettings) -> None:
+    def __init__(self, settings: ComplexitySettings, timeframe: str) -> None:
+        self.forecaster = Forecaster(
+            window_bars(timeframe_minutes(timeframe)),
+            settings.coefficients.forecasts.get(timeframe),
+        )
+        regimes = settings.coefficients.regimes.get(timeframe)
+        self._regimes = RegimeFilter(regimes) if regimes else None
         self._period = settings.atr_period
         self._last_close: Decimal | None = None
         self._average: Decimal | None = None  # Wilder's, once `period` true ranges are known
@@ -151,6 +173,12 @@ class _Series:
         self.closes.append(float(bar.close))
         self.bars_seen += 1
         self.last_close_ns = bar.close_ns
+
+    def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
+        """Return how likely each regime is; () while too little is known to say."""
+        if self._regimes is None or outlook.features is None:
+            return ()
+        return self._regimes.update(outlook.features[EXCESS], straightness(self.closes))
 
     def average_true_range(self) -> Decimal | None:
         """Return Wilder's average of the true ranges, in price units; None before `period` bars.

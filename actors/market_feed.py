@@ -12,12 +12,12 @@ from types import MappingProxyType
 
 from actors.base import Actor
 from actors.instruments import InstrumentCatalogue
-from actors.messages import Alert, Bar, Severity, Tick, TimeEvent
+from actors.messages import Alert, Bar, RefusedTick, Severity, Tick, TimeEvent
 from actors.policies import FeedSettings
 from actors.session import SessionCalendar, timeframe_minutes
 
 Input = Tick | TimeEvent
-Output = Bar | Alert
+Output = Bar | RefusedTick | Alert
 
 ANY_UNKNOWN = ""
 """What refused ticks of unknown instruments are counted under: their names have no end."""
@@ -33,8 +33,8 @@ class MarketFeedActor(Actor[Input, Output]):
 
     A bar closes at the first TimeEvent at or after its end, or at the first tick there, whichever
     is handled first; its content is the same. A stretch without ticks makes no bar. A refused tick
-    never touches a bar; it is counted in `refused` and reported the first time and then each
-    hundredth time for its instrument and reason.
+    never touches a bar; it goes to the quarantine with its reason, is counted in `refused` and
+    reported the first time and then each hundredth time for its instrument and reason.
 
     Its memory is two bars of the longest timeframe: the bar that is open, and the one before it,
     whose last tick says how much volume of the day was known when the open one began.
@@ -211,6 +211,13 @@ class MarketFeedActor(Actor[Input, Output]):
         key = (instrument, reason)
         self._refused[key] += 1
         times = self._refused[key]
+        yield RefusedTick(
+            tick=tick,
+            reason=reason,
+            detail=detail,
+            count=times,
+            refused_ns=tick.event_ns if self._now_ns is None else self._now_ns,
+        )
         if times == 1 or times % _REPEAT_ALERT_EVERY == 0:
             text = f"tick of {tick.instrument} refused, {reason}: {detail} ({times} so far)"
             yield self._alert("warning", text, "Refused ticks", tick)

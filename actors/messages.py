@@ -60,6 +60,22 @@ class Tick(Message, frozen=True, kw_only=True):
         return self.event_ns
 
 
+class RefusedTick(Message, frozen=True, kw_only=True):
+    """A tick that made no bar, set aside with the reason; nothing is decided on it."""
+
+    stream: ClassVar[str] = "quarantine"
+
+    tick: Tick
+    reason: str  # one of a few fixed words: late, duplicate, out of order, from the future, ...
+    detail: str
+    count: int  # of its instrument and reason since the start, this one included
+    refused_ns: int  # market time
+
+    @property
+    def time_ns(self) -> int:
+        return self.refused_ns
+
+
 class Bar(Message, frozen=True, kw_only=True):
     """A closed candle; never one that may still change."""
 
@@ -84,6 +100,14 @@ class Bar(Message, frozen=True, kw_only=True):
         return self.close_ns
 
 
+class ForecastCheck(msgspec.Struct, frozen=True, array_like=True):
+    """What was forecast for a window, and what the window then was."""
+
+    probability: float  # of a demanding window, as forecast when it began
+    was_demanding: bool  # the window before it: the forecast of whoever expects no change
+    is_demanding: bool
+
+
 class MarketContext(Message, frozen=True, kw_only=True):
     """A closed bar with what the market looks like around it; drives one decision."""
 
@@ -102,6 +126,9 @@ class MarketContext(Message, frozen=True, kw_only=True):
     atr: Decimal | None  # average true range over 14 bars, in price units; None while warming up
     missing: tuple[str, ...] = ()  # components without a source, left out of the sum
     bars_seen: int = 0
+    demand: float | None = None  # calibrated probability that the next window is a demanding one
+    checked: ForecastCheck | None = None  # the forecast whose window ended with this bar
+    regime_probabilities: tuple[float, ...] = ()  # trending, ranging, volatile; () without a filter
 
     @property
     def time_ns(self) -> int:
@@ -473,6 +500,7 @@ class PolicySwitch(Message, frozen=True, kw_only=True):
 
 AnyMessage = (
     Tick
+    | RefusedTick
     | Bar
     | MarketContext
     | Decision

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from actors.base import Actor
+from actors.forecast import ForecastScore
 from actors.histogram import Histogram
 from actors.messages import (
     ACTIONS,
@@ -19,6 +20,7 @@ from actors.messages import (
     ExecutionReport,
     Heartbeat,
     KillSwitch,
+    MarketContext,
     Policy,
     PolicySwitch,
     RiskVerdict,
@@ -27,7 +29,16 @@ from actors.messages import (
 )
 from actors.policies import MonitoringSettings
 
-Input = TimeEvent | Heartbeat | Decision | RiskVerdict | ExecutionReport | KillSwitch | PolicySwitch
+Input = (
+    TimeEvent
+    | Heartbeat
+    | MarketContext
+    | Decision
+    | RiskVerdict
+    | ExecutionReport
+    | KillSwitch
+    | PolicySwitch
+)
 Output = Alert | PolicySwitch
 
 RECENT_INFERENCES = 100
@@ -42,6 +53,8 @@ _NOTABLE_LAG = 50  # entries; fewer are handled in one read
 _SMALL_LAG = 10
 _IDENTICAL_REJECTIONS = 3
 _REMEMBERED_REPORTS = 256
+_LEAST_FORECASTS = 200  # a share of fewer says little
+_FORECAST_MARGIN = 0.02  # above the limit, before all is well again
 _MOST_NAMES = 32  # distinct keys in one counter; further ones count as "other"
 _NS_PER_SECOND = 1_000_000_000
 _MB_PER_MIB = 1.048576
@@ -77,6 +90,8 @@ class MonitoringActor(Actor[Input, Output]):
         self._recent: deque[_Inference] = deque(maxlen=RECENT_INFERENCES)
         self._rejections: dict[str, _Rejection] = {}  # by instrument: the last one, and its repeats
         self._seen_reports: deque[str] = deque(maxlen=_REMEMBERED_REPORTS)
+        self.forecasts: dict[str, ForecastScore] = {}  # by instrument and timeframe
+        self._poor_forecasts: set[str] = set()
         self.inference_us = Histogram()
         self.depth = Histogram()
         self.cycles = Histogram()
@@ -92,6 +107,8 @@ class MonitoringActor(Actor[Input, Output]):
                 yield from self._time_passed(message)
             case Heartbeat():
                 yield from self._heard(message)
+            case MarketContext():
+                yield from self._judge_forecast(message)
             case Decision():
                 yield from self._decided(message)
             case RiskVerdict():
@@ -220,6 +237,30 @@ class MonitoringActor(Actor[Input, Output]):
             watch.is_lagging = True
             text = f"{beat.actor} falls behind: {beat.lag} entries wait, more at every heartbeat"
             yield self._alert("warning", text, "Growing lag")
+
+    # Forecasts of complexity
+
+    def _judge_forecast(self, context: MarketContext) -> Iterator[Output]:
+        if context.checked is None:
+            return
+        name = f"{context.instrument} {context.timeframe}"
+        score = self.forecasts.setdefault(name, ForecastScore())
+        score.add(context.checked)
+        accuracy = score.accuracy
+        if accuracy is None or score.count < _LEAST_FORECASTS:
+            return
+        limit = self._settings.min_forecast_accuracy
+        if accuracy < limit and name not in self._poor_forecasts:
+            self._poor_forecasts.add(name)
+            text = (
+                f"complexity of {name} needs a manual review: {accuracy:.1%} of the last "
+                f"{score.count} forecasts came true, at least {limit:.0%} should"
+            )
+            yield self._alert("warning", text, "Poor forecasts", context.instrument)
+        elif accuracy >= limit + _FORECAST_MARGIN and name in self._poor_forecasts:
+            self._poor_forecasts.remove(name)
+            text = f"forecasts of {name} are right again: {accuracy:.1%} of the last {score.count}"
+            yield self._alert("info", text, "Poor forecasts", context.instrument)
 
     # Decisions
 

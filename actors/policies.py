@@ -5,10 +5,13 @@ settings.yaml, which environment variable) is for daemon/settings.py to know. A 
 actors need, such as the brokerage, is written once in the file and handed to both.
 """
 
+import math
+from collections.abc import Sequence
+from datetime import date
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -66,6 +69,96 @@ class ComplexityWeights(ActorSettings):
         return self
 
 
+class ForecastCoefficients(ActorSettings):
+    """Weigh what is known at a bar's close into the probability of a demanding window.
+
+    A logistic regression, fitted offline by `python -m benchmarks.complexity --fit`.
+    """
+
+    intercept: float
+    weights: tuple[float, ...]
+    """One for each of actors.forecast.FEATURES, in that order."""
+    fitted_from: str
+    """First day, ISO, of the bars it was fitted on; what lies between the two days is no test."""
+    fitted_until: str
+    """Last day of the same."""
+
+    def probability(self, features: Sequence[float]) -> float:
+        """Return the probability in (0, 1)."""
+        total = self.intercept + math.fsum(
+            weight * value for weight, value in zip(self.weights, features, strict=True)
+        )
+        return 1.0 / (1.0 + math.exp(-min(max(total, -40.0), 40.0)))
+
+
+class RegimeModel(ActorSettings):
+    """Describe three regimes as a hidden Markov chain; fitted offline with hmmlearn.
+
+    In the order trending, ranging, volatile. Each emits (how far the last window moved more than
+    the usual one, logarithmic; how straight it went, in [0, 1]) with a normal distribution and no
+    correlation between the two.
+    """
+
+    start: tuple[float, float, float]
+    transitions: tuple[tuple[float, float, float], ...]
+    """Rows: from; they sum to 1."""
+    means: tuple[tuple[float, float], ...]
+    variances: tuple[tuple[float, float], ...]
+
+
+class ScheduledEvent(ActorSettings):
+    """One dated fact that moves markets, with where it was read."""
+
+    at: AwareDatetime
+    """When it becomes known, with its offset from UTC."""
+    kind: Literal["policy", "budget", "expiry", "results", "election", "holiday", "other"]
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    """Where the date was read: a publisher and a day, or an address."""
+    weight: Fraction = 1.0
+    """Impact at its time."""
+    instruments: tuple[str, ...] = ()
+    """Symbols that it concerns; without any, all."""
+
+    @property
+    def at_ns(self) -> int:
+        """The same instant in nanoseconds UTC."""
+        return int(self.at.timestamp()) * 1_000_000_000
+
+
+class EventSettings(ActorSettings):
+    """Say which events are known and for which days the list is complete."""
+
+    covers_from: date | None = None
+    """First day, UTC, that the list is complete for; None: nothing is known of any day."""
+    covers_until: date | None = None
+    """Last one, included."""
+    half_life_hours: float = Field(default=2.0, gt=0.0, le=240.0)
+    """After an event, in which its impact falls by half."""
+    approach_half_life_hours: float = Field(default=6.0, gt=0.0, le=240.0)
+    """Before an event, in which its impact doubles."""
+    events: tuple[ScheduledEvent, ...] = ()
+
+    @model_validator(mode="after")
+    def _days_come_in_order(self) -> Self:
+        if (self.covers_from is None) != (self.covers_until is None):
+            raise ValueError("covers_from and covers_until belong together: give both or neither")
+        if self.covers_from and self.covers_until and self.covers_from > self.covers_until:
+            raise ValueError(
+                f"covers_from {self.covers_from} must not be after covers_until {self.covers_until}"
+            )
+        return self
+
+
+class ComplexityCoefficients(ActorSettings):
+    """Hold what was fitted offline, by timeframe."""
+
+    forecasts: dict[str, ForecastCoefficients] = {}
+    """Without an entry for its timeframe the next window is not forecast."""
+    regimes: dict[str, RegimeModel] = {}
+    """Without an entry for its timeframe there are no regime probabilities."""
+
+
 class ComplexitySettings(ActorSettings):
     """Set the windows, in bars, that market complexity is measured over."""
 
@@ -76,6 +169,10 @@ class ComplexitySettings(ActorSettings):
     """Returns in the usual correlation between instruments."""
     atr_period: int = Field(default=14, ge=2, le=200)
     """True ranges in the average true range that stops are set by."""
+    coefficients: ComplexityCoefficients = ComplexityCoefficients()
+    """What config/complexity.yaml says."""
+    events: EventSettings = EventSettings()
+    """What config/events.yaml says; without the file nothing is known of news."""
 
 
 class ReasoningSettings(ActorSettings):
@@ -163,6 +260,9 @@ class MonitoringSettings(ActorSettings):
     """The same share above which the alert is critical."""
     failures_before_fallback: int = Field(default=3, ge=1, le=100)
     """Late or failed inferences in a row after which monitoring switches to the hold policy."""
+    min_forecast_accuracy: Fraction = 0.80
+    """Share of right forecasts of the next window's class, of the last 500 that could be checked,
+    below which a person is asked to review them."""
 
     @model_validator(mode="after")
     def _limits_come_in_order(self) -> Self:

@@ -246,9 +246,9 @@ class ReasoningActor(Actor[Input, Decision]):
                 volatility=context.volatility,
                 regime=context.regime,
                 correlation=None if "correlation" in missing else context.correlation_score,
-                news=None if "news" in missing else context.news_impact,
+                news=None,  # no model has been trained with events yet
             ),
-            complexity=context.complexity,
+            complexity=steering_complexity(context),
             allowed_actions=(
                 bool(allowed[0]),
                 bool(allowed[1]),
@@ -365,6 +365,15 @@ def _hold(
     )
 
 
+def steering_complexity(context: MarketContext) -> float:
+    """Return what sets the least depth of thought, in [0, 1].
+
+    The calibrated probability of a demanding window, where there is one; else the design's formula,
+    which is right about the next window less often (docs/complexity.md).
+    """
+    return context.complexity if context.demand is None else context.demand
+
+
 def _what(context: MarketContext) -> dict[str, Any]:
     """Return the fields that say what was decided on."""
     return {
@@ -374,7 +383,7 @@ def _what(context: MarketContext) -> dict[str, Any]:
         "reference_price": context.bar.close,
         "atr": context.atr,
         "bar_close_ns": context.bar.close_ns,
-        "market_complexity": context.complexity,
+        "market_complexity": steering_complexity(context),
     }
 
 

@@ -86,7 +86,7 @@ def _show(progress: BarProgress) -> None:
 
 def _lines(result: BacktestResult) -> list[str]:
     answer: dict[str, Any] = result.contract()
-    left_out = ("trades", "portfolio_values", "hrm_metrics")
+    left_out = ("trades", "portfolio_values", "hrm_metrics", "complexity_forecast")
     rows = {key: value for key, value in answer.items() if key not in left_out}
     rows |= answer["hrm_metrics"] | {"fills": len(result.trades)}
     return [f"{key}: {value}" for key, value in rows.items()]

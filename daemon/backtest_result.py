@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from actors.forecast import ForecastScore
 from actors.messages import (
     ACTIONS,
     Action,
@@ -19,6 +20,7 @@ from actors.messages import (
     Bar,
     Decision,
     ExecutionReport,
+    MarketContext,
     PlaceOrder,
     Position,
     RiskVerdict,
@@ -30,6 +32,7 @@ StoppedBy = Literal["end_of_data", "cancelled"]
 
 PERIODS_PER_YEAR: Final = 252
 """The contract scales per-bar returns by the root of this, whatever the timeframe."""
+_ALL_CHECKS: Final = 10_000_000  # more bars than any file has: every forecast counts
 _NS_PER_SECOND = 1_000_000_000
 _OWN_END: Final = ("halted", "converged")
 
@@ -72,6 +75,7 @@ class BacktestResult(msgspec.Struct, frozen=True, kw_only=True):
     trades: tuple[Trade, ...]
     portfolio_values: tuple[tuple[int, float], ...]  # (close_ns, value)
     hrm_metrics: HRMMetrics
+    complexity_forecast: dict[str, dict[str, Any]]  # by instrument; {} where none could be checked
     bars: int
     decisions: int
     decisions_by_action: dict[str, int]
@@ -129,6 +133,7 @@ class Ledger:
         self._depths: list[int] = []
         self._cycles: list[int] = []
         self._own_ends = 0
+        self._forecasts: dict[str, ForecastScore] = {}
         self._hash = sha256()
         self.bars = 0
 
@@ -139,6 +144,9 @@ class Ledger:
                 self.bars += 1
                 self._prices[message.instrument] = message.close
                 self._closed.append((message, None))
+            case MarketContext(instrument=name, checked=check):
+                if check is not None:
+                    self._forecasts.setdefault(name, ForecastScore(_ALL_CHECKS)).add(check)
             case Decision():
                 self._note_decision(message)
             case RiskVerdict(approved=False, rules=rules):
@@ -195,6 +203,9 @@ class Ledger:
             trades=tuple(self._trades),
             portfolio_values=tuple(self._values),
             hrm_metrics=self._metrics(),
+            complexity_forecast={
+                name: score.summary() for name, score in sorted(self._forecasts.items())
+            },
             bars=self.bars,
             decisions=sum(self._actions.values()),
             decisions_by_action=dict(self._actions),

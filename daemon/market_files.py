@@ -1,4 +1,4 @@
-"""instruments.yaml and sessions.yaml as they are spelled, and what they become.
+"""The data files beside settings.yaml as they are spelled, and what they become.
 
 The lot arithmetic is in actors/instruments.py, the calendar in actors/session.py.
 """
@@ -10,12 +10,15 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from actors.instruments import Instrument, InstrumentCatalogue, InstrumentKind, PremiumRange
+from actors.policies import ComplexityCoefficients, EventSettings
 from actors.session import SessionTable, timeframe_minutes
 from daemon.config_files import Problems, read_document, validated
 
 INSTRUMENTS_FILE: Final = "instruments.yaml"
 DEMO_INSTRUMENTS_FILE: Final = "demo_instruments.yaml"
 SESSIONS_FILE: Final = "sessions.yaml"
+COMPLEXITY_FILE: Final = "complexity.yaml"
+EVENTS_FILE: Final = "events.yaml"
 
 
 class FileModel(BaseModel):
@@ -112,3 +115,19 @@ def read_instruments(folder: Path, problems: Problems, *, demo: bool) -> Instrum
 def read_sessions(folder: Path, problems: Problems) -> SessionTable:
     """Read sessions.yaml; raise the problems before using what comes back."""
     return validated(SessionTable, read_document(folder / SESSIONS_FILE, problems), problems)
+
+
+def read_events(folder: Path, problems: Problems) -> EventSettings:
+    """Read events.yaml; without the file nothing is known of events. Problems as above."""
+    path = folder / EVENTS_FILE
+    if not path.exists():
+        return EventSettings()
+    return validated(EventSettings, read_document(path, problems), problems)
+
+
+def read_coefficients(folder: Path, problems: Problems) -> ComplexityCoefficients:
+    """Read complexity.yaml; without the file nothing is forecast. Problems as above."""
+    path = folder / COMPLEXITY_FILE
+    if not path.exists():
+        return ComplexityCoefficients()
+    return validated(ComplexityCoefficients, read_document(path, problems), problems)

@@ -47,9 +47,12 @@ from daemon.config_files import (
 )
 from daemon.errors import ConfigError
 from daemon.market_files import (
+    EVENTS_FILE,
     INSTRUMENTS_FILE,
     SESSIONS_FILE,
     InstrumentsFile,
+    read_coefficients,
+    read_events,
     read_instruments,
     read_sessions,
 )
@@ -240,14 +243,27 @@ def load_settings(
     settings = validated(Settings, document, problems, WRITTEN_ELSEWHERE)
     instruments = _attempt(lambda: read_instruments(folder, problems, demo=demo))
     sessions = _attempt(lambda: read_sessions(folder, problems))
-    if instruments is None or sessions is None:
+    events = _attempt(lambda: read_events(folder, problems))
+    coefficients = _attempt(lambda: read_coefficients(folder, problems))
+    if instruments is None or sessions is None or events is None or coefficients is None:
         problems.raise_if_any()
         raise ConfigError(f"{folder} cannot be used")
     calendar = SessionCalendar(sessions)
     symbols = _check_combinations(settings, instruments, calendar, document, problems)
+    for event in events.events:
+        for unknown in set(event.instruments) - set(instruments.catalogue.symbols):
+            text = (
+                f"event {event.name!r} names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
+            )
+            problems.add(EVENTS_FILE, text)
     problems.raise_if_any()
     return settings.model_copy(
-        update={"feed": settings.feed.model_copy(update={"instruments": symbols})}
+        update={
+            "feed": settings.feed.model_copy(update={"instruments": symbols}),
+            "complexity": settings.complexity.model_copy(
+                update={"events": events, "coefficients": coefficients}
+            ),
+        }
     )
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from actors.instruments import UnknownInstrument
 from actors.market_feed import ANY_UNKNOWN, MarketFeedActor
-from actors.messages import Alert, Bar, Message, Tick, TimeEvent
+from actors.messages import Alert, Bar, Message, RefusedTick, Tick, TimeEvent
 from actors.policies import FeedSettings
 from daemon.settings import load_sessions
 
@@ -255,6 +255,9 @@ def test_a_refused_tick_is_counted_and_reported_and_touches_no_bar(reason: str) 
     )
     assert reason in alert.text
     assert feed.refused == {("Nifty", reason): 1}
+    [quarantined] = [one for one in outputs if isinstance(one, RefusedTick)]
+    assert (quarantined.tick, quarantined.reason) == (REFUSED[reason][-1], reason)
+    assert quarantined.count == 1
     [bar] = bars_of(closing)
     assert (bar.high, bar.low) == (Decimal(100), Decimal(100))
 
@@ -469,8 +472,9 @@ def test_any_ticks_and_times_give_true_ascending_bars(ticks: list[Tick], times: 
     for position, second in enumerate(times):
         messages.insert(3 * position, a_time(OPEN_NS + second * SECOND_NS))
 
-    bars = bars_of(outputs_of(feed, *messages, a_time(CLOSE_NS)))
+    outputs = outputs_of(feed, *messages, a_time(CLOSE_NS))
 
+    bars = bars_of(outputs)
     for bar in bars:
         assert bar.low <= min(bar.open, bar.close) <= max(bar.open, bar.close) <= bar.high
         assert bar.low > 0
@@ -480,6 +484,8 @@ def test_any_ticks_and_times_give_true_ascending_bars(ticks: list[Tick], times: 
     for before, after in pairwise(bars):
         assert before.close_ns <= after.open_ns
     assert sum(bar.ticks for bar in bars) + sum(feed.refused.values()) == len(ticks)
+    quarantined = [output for output in outputs if isinstance(output, RefusedTick)]
+    assert len(quarantined) == sum(feed.refused.values())
 
 
 @settings(max_examples=60, deadline=None)

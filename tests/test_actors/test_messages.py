@@ -30,6 +30,7 @@ _ENVELOPE = msgspec.msgpack.Decoder(Envelope)
 
 EVENT_TIMES = {
     "Tick": "event_ns",
+    "RefusedTick": "refused_ns",
     "Bar": "close_ns",
     "Decision": "bar_close_ns",
     "StartSession": "at_ns",
@@ -154,6 +155,7 @@ def test_types_of_one_stream_share_its_nature() -> None:
 def test_streams_come_in_flow_order_each_once() -> None:
     assert STREAMS == (
         "tick",
+        "quarantine",
         "bar",
         "context",
         "decision",

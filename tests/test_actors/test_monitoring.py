@@ -6,6 +6,8 @@ import pytest
 from builders import (
     OPEN_NS,
     SECOND_NS,
+    a_bar,
+    a_context,
     a_decision,
     a_fill,
     a_heartbeat,
@@ -23,6 +25,8 @@ from actors.messages import (
     Alert,
     Decision,
     ExecutionReport,
+    ForecastCheck,
+    MarketContext,
     Message,
     PolicySwitch,
     RuleResult,
@@ -530,3 +534,43 @@ def test_any_signs_leave_figures_within_their_ranges(messages: list[Message]) ->
         isinstance(message, PolicySwitch) and message.policy == "hrm" for message in messages
     )
     assert len(switches_of(outputs)) <= switched_back + 1
+
+
+# Forecasts of complexity
+
+
+def a_check(*, right: bool, number: int = 0) -> MarketContext:
+    return a_context(a_bar("1000", number), checked=ForecastCheck(0.9, True, right))
+
+
+def test_forecasts_that_come_true_too_seldom_ask_for_a_review_once() -> None:
+    monitor = a_monitor()
+    few = [a_check(right=number % 4 > 0, number=number) for number in range(199)]
+    more = [a_check(right=number % 4 > 0, number=number) for number in range(199, 400)]
+
+    assert said(outputs_of(monitor, *few)) == []
+    [alert] = [one for one in outputs_of(monitor, *more) if isinstance(one, Alert)]
+
+    assert (alert.severity, alert.runbook) == ("warning", "Poor forecasts")
+    assert "Nifty 5 needs a manual review: 75.0% of the last 200 forecasts" in alert.text
+
+
+def test_forecasts_that_are_right_again_are_reported_above_a_margin() -> None:
+    monitor = a_monitor()
+    outputs_of(monitor, *(a_check(right=number % 4 > 0, number=number) for number in range(200)))
+
+    outputs = outputs_of(monitor, *(a_check(right=True, number=n) for n in range(200, 400)))
+
+    [alert] = [one for one in outputs if isinstance(one, Alert)]
+    assert (alert.severity, alert.runbook) == ("info", "Poor forecasts")
+    assert "82.0%" in alert.text
+
+
+def test_forecasts_that_come_true_often_enough_are_no_news() -> None:
+    monitor = a_monitor(min_forecast_accuracy=0.7)
+
+    outputs = outputs_of(
+        monitor, *(a_check(right=number % 4 > 0, number=number) for number in range(400))
+    )
+
+    assert said(outputs) == []

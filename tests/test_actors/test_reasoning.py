@@ -621,3 +621,17 @@ def test_no_action_is_ever_yielded_that_its_position_does_not_allow(
 
         assert not decision.failed
         assert decision.action in POSSIBLE[(quantity > 0) - (quantity < 0)]
+
+
+def test_a_forecast_sets_the_depth_and_the_model_still_reads_the_formula() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    decisions_of(actor, *contexts(NEEDED - 1))
+    (context,) = contexts(1, NEEDED - 1)
+
+    known = msgspec.structs.replace(context, demand=0.85)
+    [decision] = decisions_of(actor, known)
+
+    observation = thinker.observations[-1]
+    assert observation.complexity == decision.market_complexity == 0.85
+    assert observation.context[0] == pytest.approx(context.complexity)

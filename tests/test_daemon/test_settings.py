@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.policies import ActorSettings
+from actors.forecast import FEATURES
+from actors.policies import ActorSettings, ComplexityCoefficients, EventSettings
 from daemon.errors import ConfigError
 from daemon.settings import (
     WRITTEN_ELSEWHERE,
@@ -24,6 +25,8 @@ from daemon.settings import (
 
 SHIPPED = Path(__file__).parents[2] / "config"
 SHIPPED_SETTINGS: dict[str, Any] = yaml.safe_load((SHIPPED / "settings.yaml").read_text("utf-8"))
+OTHER_FILES = ("complexity.coefficients", "complexity.events")
+"""Keys of settings that files of their own give."""
 
 EXISTING_VALUES: dict[str, Any] = {
     "training_sequence.stage_1_ppo.algorithm": "PPO",
@@ -214,7 +217,7 @@ def test_sections_keep_their_order() -> None:
 
 
 def test_the_shipped_file_gives_the_defaults_and_names_them_all() -> None:
-    settings = load_settings(SHIPPED, {})
+    settings = without_data(load_settings(SHIPPED, {}))
 
     assert settings == Settings()
     named = set(leaves(SHIPPED_SETTINGS))
@@ -222,7 +225,32 @@ def test_the_shipped_file_gives_the_defaults_and_names_them_all() -> None:
     for section, value in settings.effective().items():
         if section not in {"secrets", "hierarchical_reasoning_model"}:
             expected = set(leaves({section: value})) - written_elsewhere
-            assert expected <= named
+            in_other_files = {name for name in expected if name.startswith(OTHER_FILES)}
+            assert expected - in_other_files <= named
+
+
+def without_data(settings: Settings) -> Settings:
+    """Return the settings without what complexity.yaml and events.yaml add to them."""
+    plain = {"coefficients": ComplexityCoefficients(), "events": EventSettings()}
+    return settings.model_copy(update={"complexity": settings.complexity.model_copy(update=plain)})
+
+
+def test_coefficients_and_events_come_from_files_of_their_own() -> None:
+    complexity = load_settings(SHIPPED, {}).complexity
+
+    assert set(complexity.coefficients.forecasts) == {"2", "5", "15", "60"}
+    for coefficients in complexity.coefficients.forecasts.values():
+        assert len(coefficients.weights) == len(FEATURES)
+    assert complexity.events.covers_from is None  # nobody has checked a complete list
+    assert all(event.source for event in complexity.events.events)
+
+
+def test_an_event_of_an_unknown_instrument_is_refused(config: Path) -> None:
+    path = config / "events.yaml"
+    path.write_text(path.read_text().replace("[Nifty]", "[Nifti]"))
+
+    with pytest.raises(ConfigError, match=r"names 'Nifti', which is no symbol"):
+        load_settings(config, {})
 
 
 def test_every_setting_has_a_comment() -> None:
@@ -238,7 +266,7 @@ def test_every_setting_has_a_comment() -> None:
 def test_a_file_from_before_the_daemon_still_loads(config: Path) -> None:
     old = {name: SHIPPED_SETTINGS[name] for name in ("environment", "trading", "logging")}
 
-    settings = settings_of(config, yaml.safe_dump(old))
+    settings = without_data(settings_of(config, yaml.safe_dump(old)))
 
     assert settings == Settings()
 
