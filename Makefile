@@ -12,7 +12,7 @@ DATA ?=
 SESSION ?= last
 
 .DEFAULT_GOAL := help
-.PHONY: help setup backend browser-test demo test check static fix paper backtest replay bench train units clean
+.PHONY: help setup backend browser-test demo test check static fix paper backtest replay torture bench train units clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ static: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy backend daemon actors hrm tests benchmarks
 	$(BIN)/lint-imports
+
+torture: setup  ## Try EXAMPLES= (50,000) random lives of orders over a line that breaks
+	HRM_ORDER_EXAMPLES=$(or $(EXAMPLES),50000) $(BIN)/python -m pytest -q tests/test_daemon/test_order_machine.py
 
 fix: setup  ## Format and apply the safe fixes
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Final
 
 from actors.base import Actor
-from actors.holding import Exit, Holding, Order
+from actors.holding import OUTSIDE, Exit, Holding, Order
 from actors.instruments import InstrumentCatalogue
 from actors.messages import (
     Alert,
@@ -36,6 +36,7 @@ SQUARE_OFF: Final = "SQUARE_OFF"
 KILLED: Final = "KILL_SWITCH"
 DECIDED: Final = "DECISION"
 OVERSHOT: Final = "EXIT_OVERFILLED"
+CLOSED_OUTSIDE: Final = "OUTSIDE_CLOSE"
 
 NOT_CLOSED_RUNBOOK = "Position not closed"
 NO_ANSWER_RUNBOOK = "Order without answer"
@@ -135,7 +136,10 @@ class ExecutionActor(Actor[Input, Output]):
     # Reports
 
     def _take_report(self, report: ExecutionReport) -> Iterator[Output]:
-        order = self._orders.get(report.client_order_id)
+        if report.client_order_id.startswith(OUTSIDE):
+            order = self._orders.get(report.execution_id) or self._adopted(report)
+        else:
+            order = self._orders.get(report.client_order_id)
         problem = _problem_of(report, order)
         if problem is not None or order is None:
             yield self._alert(
@@ -161,6 +165,27 @@ class ExecutionActor(Actor[Input, Output]):
                 report.instrument,
             )
         yield from self._settle(holding, order)
+
+    def _adopted(self, report: ExecutionReport) -> Order | None:
+        """Return an order that stands for a stranger's fill, if that closes what is held here."""
+        holding = self._holdings.get(report.instrument)
+        signed = report.last_quantity if report.side == "buy" else -report.last_quantity
+        if holding is None or holding.net * signed >= 0 or abs(signed) > abs(holding.net):
+            return None
+        placed = PlaceOrder(
+            client_order_id=report.client_order_id,
+            decision_id=holding.decision_id,
+            instrument=holding.name,
+            side=report.side,
+            quantity=report.last_quantity,
+            order_type="market",
+            purpose="exit",
+            reason=CLOSED_OUTSIDE,
+            placed_ns=report.event_ns,
+        )
+        order = Order(placed, None, state_ns=self._now_ns)
+        self._orders[report.execution_id] = order
+        return order
 
     def _take_fill(
         self, holding: Holding, order: Order, report: ExecutionReport

@@ -25,6 +25,8 @@ STOP_LOSS: Final = "STOP_LOSS_HIT"
 TARGET: Final = "TARGET_PROFIT_HIT"
 TRAILING_STOP: Final = "TRAILING_STOP_HIT"
 CLOSED: Final = "CLOSED"
+OUTSIDE: Final = "outside"
+"""Begins the client order id of reports on orders that were not placed here."""
 
 _EVERY: Final[frozenset[OrderStatus]] = frozenset(
     {"accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"}

@@ -200,6 +200,15 @@ def status(config: Config = None, state: State = None, as_json: Json = False) ->
 
 
 @app.command()
+def reconcile(config: Config = None, state: State = None, as_json: Json = False) -> None:
+    """Show how log and broker compared last, every difference; exit 1 unless they agree."""
+    answer = Operator(_settings(config, state), SystemClock()).reconcile()
+    _print(answer, as_json)
+    if not answer["agreed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def kill(
     reason: Reason = "operator",
     flatten: Annotated[bool, typer.Option(help="Also close every open position.")] = False,

@@ -13,6 +13,10 @@ TraderError
 `hrm/` raises ValueError for bad tensors and its own IntegrityError for weights that do not match.
 """
 
+from typing import Literal
+
+RejectKind = Literal["permanent", "retryable", "auth", "rate"]
+
 
 class TraderError(Exception):
     """Base of everything this program raises on purpose."""
@@ -47,4 +51,11 @@ class BrokerUnavailable(BrokerError):
 
 
 class BrokerRejected(BrokerError):
-    """The broker refused the request, for the reason given."""
+    """The broker refused the request, for the reason given.
+
+    `kind`: whether it would refuse the same again, later, without a login, or at a slower pace.
+    """
+
+    def __init__(self, reason: str, kind: RejectKind = "permanent") -> None:
+        super().__init__(reason)
+        self.kind: RejectKind = kind

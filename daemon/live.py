@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from actors.messages import Alert, Heartbeat, KillSwitch, Position
+from actors.messages import Alert, Heartbeat, KillSwitch
+from daemon import reconciliation
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
@@ -27,6 +28,7 @@ from daemon.logs import get_logger
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
+from daemon.reconciler import Reconciler
 from daemon.redis_bus import RedisBus
 from daemon.statistics import SessionStatistics
 from daemon.supervisor import ActorProcess, Part, Supervisor
@@ -133,6 +135,8 @@ class LiveTradingService:
         latch = KillSwitchLatch(
             self._state_dir, self._plan.prefix, time.time_ns, store, control.publish
         )
+        outbox = await Outbox(self._folder / "outbox.sqlite").open()
+        stack.push_async_callback(outbox.close)
         broker = SimulatedBroker(
             self._workshop.catalogue,
             SimulationSettings(
@@ -140,16 +144,10 @@ class LiveTradingService:
                 slippage_bps=self._settings.execution.slippage_bps,
             ),
             self._workshop.calendar,
-            # It lives in memory: after a restart it begins with what execution holds.
-            {
-                name: position.net_quantity
-                for name, envelope in (await bus.latest(Position.stream)).items()
-                if isinstance(position := envelope.message, Position) and position.net_quantity
-            },
+            # It lives in memory: after a restart it begins with what was filled before.
+            (await outbox.ledger()).positions,
         )
         source = TickSource(self._market, bus, on_tick=broker.on_tick)
-        outbox = await Outbox(self._folder / "outbox.sqlite").open()
-        stack.push_async_callback(outbox.close)
         gateway = OrderGateway(
             bus,
             broker,
@@ -157,6 +155,14 @@ class LiveTradingService:
             latch,
             clock_ns=lambda: source.now_ns,
             max_order_rate_per_second=self._settings.execution.max_order_rate_per_second,
+            reconciler=Reconciler(
+                broker,
+                outbox,
+                [market.instrument for market in self._plan.markets],
+                real_ns=time.time_ns,
+                on_outcome=lambda outcome: reconciliation.write(self._folder, outcome),
+            ),
+            announce=control.publish,
         )
         if self._lock_step:
             source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle)

@@ -18,10 +18,11 @@ from actors.messages import (
     PolicySwitch,
     Position,
 )
+from daemon import reconciliation
 from daemon.announcer import Announcer
 from daemon.clock import Clock
 from daemon.embedded_redis import EmbeddedRedis
-from daemon.errors import BusError, ReplayError
+from daemon.errors import BusError, ReplayError, TraderError
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore, Step
 from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
@@ -104,6 +105,24 @@ class Operator:
             await bus.close()
         return {"policy": policy, "reason": text, "entry": f"{PolicySwitch.stream}/{entry_id}"}
 
+    def reconcile(self) -> dict[str, Any]:
+        """Return how log and broker compared when the daemon last looked, with the differences.
+
+        Raises TraderError when the session has not compared them yet.
+        """
+        outcome = self._reconciliation()
+        if self._folder is None or outcome is None:
+            raise TraderError(
+                f"log and broker have not been compared in {self._state_dir}: start the daemon, "
+                "it compares them before the first order"
+            )
+        return {"session": self._folder.name} | outcome
+
+    def _reconciliation(self) -> dict[str, Any] | None:
+        if self._folder is None:
+            return None
+        return reconciliation.read(self._folder, self._clock.now_ns())
+
     async def status(self) -> dict[str, Any]:
         """Return what is known: latch, server, session, signs of life, last messages."""
         latch = KillSwitchLatch(self._state_dir, self._prefix, self._clock.now_ns).state()
@@ -116,6 +135,7 @@ class Operator:
             "running": False,
             "actors": {},
         }
+        answer["reconciliation"] = self._reconciliation()
         if self._plan_problem:
             answer["problem"] = self._plan_problem
         bus = RedisBus(self._server.url, self._prefix)

@@ -7,29 +7,44 @@ published, so that a crash at any point neither loses nor repeats one.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from actors.messages import CancelOrder, ExecutionReport, OrderStatus, PlaceOrder
+from actors.messages import (
+    Alert,
+    CancelOrder,
+    ExecutionReport,
+    OrderStatus,
+    PlaceOrder,
+    Severity,
+)
 from daemon.brokers.base import Broker
 from daemon.bus import Bus, Entry
 from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, BusError
 from daemon.kill_switch import KillSwitchReader
 from daemon.logs import get_logger
 from daemon.outbox import Outbox, OutboxOrder
+from daemon.reconciler import Reconciler, is_outside
+from daemon.reject_circuit import RejectCircuit
 
 _SECOND_NS = 1_000_000_000
-_RETRY_FIRST_S = 0.05
 _RETRY_LONGEST_S = 2.0
 _CANCEL_ATTEMPTS = 3
 _RESERVE_DIVISOR = 4  # one order in so many is kept for exits and cancels
+
+DIFFERENCE_RUNBOOK = "Log and broker differ"
+STRANGER_RUNBOOK = "Stranger order"
+UNKNOWN_RUNBOOK = "Order outcome unknown"
+CIRCUIT_RUNBOOK = "Reject circuit open"
 
 
 class OrderGateway:
     """Carry orders from the bus to the broker, and reports from the broker to the bus.
 
     An order whose outcome is unknown is reported so and then asked for until the broker has it or
-    can prove that it has not; it is never sent again. `run` may be called again after it raised.
+    can prove that it has not; it is never sent again, and until then its instrument gets no entry.
+    With a reconciler, no entry leaves either before log and broker have been compared and agree.
+    `run` may be called again after it raised.
     """
 
     name = "order_gateway"
@@ -46,8 +61,15 @@ class OrderGateway:
         request_timeout_s: float = 5.0,
         max_order_age_s: float = 30.0,
         block_ms: int = 1000,
+        retry_first_s: float = 0.05,
+        reconciler: Reconciler | None = None,
+        reconcile_every_s: float = 5.0,
+        announce: Callable[[Alert], Awaitable[object]] | None = None,
     ) -> None:
-        """`clock_ns` is market time: orders carry it, and their age and rate are measured in it."""
+        """`clock_ns` is market time: orders carry it, and their age and rate are measured in it.
+
+        `announce` puts an alert on the bus and may raise BusError; it is then in the log alone.
+        """
         self._bus = bus
         self._broker = broker
         self._outbox = outbox
@@ -57,6 +79,7 @@ class OrderGateway:
         self._timeout_s = request_timeout_s
         self._max_age_ns = int(max_order_age_s * _SECOND_NS)
         self._block_ms = block_ms
+        self._retry_first_s = retry_first_s
         self._log = get_logger(edge=self.name)
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
@@ -65,6 +88,15 @@ class OrderGateway:
         self._to_publish = asyncio.Event()
         self._inquiries: dict[str, asyncio.Task[None]] = {}
         self._in_hand = 0
+        self._collecting = False
+        self._reconciler = reconciler
+        self._reconcile_every_s = reconcile_every_s
+        self._look_again = asyncio.Event()
+        self._looked = asyncio.Event()
+        self._announce = announce
+        self._circuit = RejectCircuit()
+        self._unknown: dict[str, str] = {}  # client order id -> instrument
+        self._told: set[str] = set()  # executions of strangers that a person has heard of
 
     def stop(self) -> None:
         """Ask `run` to return after the orders in hand; unpublished reports wait in the outbox."""
@@ -89,6 +121,9 @@ class OrderGateway:
             ]
             try:
                 if await self._recover(tasks):
+                    if self._reconciler is not None:
+                        await self._reconcile(tasks, self._reconciler)
+                        background.append(tasks.create_task(self._keep_reconciling(tasks)))
                     await self._serve(tasks)
             finally:
                 self.ready.clear()
@@ -112,7 +147,7 @@ class OrderGateway:
         return not self._stopping.is_set()
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
-        retry_s = _RETRY_FIRST_S
+        retry_s = self._retry_first_s
         while not self._stopping.is_set():
             try:
                 consumer = await self._bus.consumer(self.name, [PlaceOrder.stream])
@@ -125,7 +160,7 @@ class OrderGateway:
                                 for entry in entries:
                                     await self._handle(tasks, entry)
                                 await consumer.commit(entries, [])
-                            retry_s = _RETRY_FIRST_S
+                            retry_s = self._retry_first_s
                 finally:
                     await consumer.close()
             except BusError as error:
@@ -163,13 +198,26 @@ class OrderGateway:
         except BrokerRejected as error:
             self._log.warning("order rejected", order_id=tag, reason=str(error))
             await self._keep([self._own_report(order, "rejected", str(error))], answers=tag)
+            opened = self._circuit.rejected(
+                order.instrument, error.kind, str(error), self._clock_ns()
+            )
+            if opened is not None:
+                await self._alert("critical", opened, CIRCUIT_RUNBOOK, order.instrument)
         except (BrokerUnavailable, TimeoutError) as error:
             reason = str(error) or f"no answer in {self._timeout_s:g} s"
             self._log.warning("order outcome unknown", order_id=tag, reason=reason)
             await self._keep([self._own_report(order, "unknown", reason)])
+            await self._alert(
+                "warning",
+                f"whether order {tag} arrived is not known ({reason}): no entry in "
+                f"{order.instrument} until the broker has said",
+                UNKNOWN_RUNBOOK,
+                order.instrument,
+            )
             self._inquire(tasks, OutboxOrder(order, entry_id, "sent", is_final=False))
         else:
             await self._outbox.mark_answered(tag)
+            self._circuit.accepted(order.instrument)
             self._log.info("order sent", order_id=tag, decision_id=order.decision_id)
 
     async def _refusal(self, order: PlaceOrder) -> str | None:
@@ -188,7 +236,25 @@ class OrderGateway:
         allowed = self._max_rate if is_exit else self._max_rate - self._max_rate // _RESERVE_DIVISOR
         if len(self._sent_ns) >= allowed:
             return f"{len(self._sent_ns)} orders in the last second, allowed: {allowed}"
-        return None
+        return await self._exit_refusal(order) if is_exit else self._entry_refusal(order, now_ns)
+
+    def _entry_refusal(self, order: PlaceOrder, now_ns: int) -> str | None:
+        unknown = [tag for tag, name in self._unknown.items() if name == order.instrument]
+        if unknown:
+            return f"what became of order {unknown[0]} in {order.instrument} is not known yet"
+        refusal = self._circuit.refusal(order.instrument, now_ns)
+        if refusal is None and self._reconciler is not None:
+            refusal = self._reconciler.refusal(order.instrument)
+        return refusal
+
+    async def _exit_refusal(self, order: PlaceOrder) -> str | None:
+        """Return why an exit would not close what the broker holds; then look at the books."""
+        if self._reconciler is None:
+            return None
+        problem = await self._reconciler.exit_problem(order)
+        if problem is not None:
+            self._look_again.set()
+        return problem
 
     async def _cancel(self, tasks: asyncio.TaskGroup, request: CancelOrder) -> None:
         tag = request.client_order_id
@@ -207,7 +273,7 @@ class OrderGateway:
                 break
             except (BrokerUnavailable, TimeoutError) as error:
                 self._log.warning("cancel unanswered", order_id=tag, reason=str(error))
-                await self._sleep(_RETRY_FIRST_S * 2**attempt)
+                await self._sleep(self._retry_first_s * 2**attempt)
             else:
                 return
         self._inquire(tasks, row)
@@ -220,6 +286,8 @@ class OrderGateway:
             task = tasks.create_task(self._find_out(row))
             self._inquiries[tag] = task
             task.add_done_callback(lambda _: self._inquiries.pop(tag, None))
+            if row.stage == "sent" and not row.is_final:
+                self._unknown[tag] = row.order.instrument
 
     async def _find_out(self, row: OutboxOrder) -> None:
         """Ask until the broker has the order or can prove that it has not."""
@@ -227,7 +295,7 @@ class OrderGateway:
         if row.stage == "sent" and self._broker.is_live:
             # A request that is still on its way would be missed by a question asked at once.
             await asyncio.sleep(self._timeout_s)
-        retry_s = _RETRY_FIRST_S
+        retry_s = self._retry_first_s
         while True:
             try:
                 found = await asyncio.wait_for(self._broker.find(tag), self._timeout_s)
@@ -244,13 +312,95 @@ class OrderGateway:
             found = [self._own_report(row.order, status, reason)]
         self._log.info("order found out", order_id=tag, reports=len(found or []))
         await self._keep(found or [], answers=tag)
+        self._unknown.pop(tag, None)
+
+    # Reconciliation
+
+    async def reconcile_now(self) -> None:
+        """Compare log and broker now, and return when it has been done or could not be."""
+        self._looked.clear()
+        self._look_again.set()
+        await self._looked.wait()
+
+    async def _keep_reconciling(self, tasks: asyncio.TaskGroup) -> None:
+        while self._reconciler is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_again.wait(), self._reconcile_every_s)
+            self._look_again.clear()
+            await self._reconcile(tasks, self._reconciler)
+            self._looked.set()
+
+    async def _reconcile(self, tasks: asyncio.TaskGroup, reconciler: Reconciler) -> None:
+        """Compare once, tell what is new, and ask after orders that the broker has not open."""
+
+        def is_drained() -> bool:
+            return not (self._broker.pending_reports or self._collecting)
+
+        try:
+            news = await reconciler.look(is_drained)
+            open_tags = {order.client_order_id for order in await self._broker.open_orders()}
+        except (BrokerError, TimeoutError) as error:
+            self._log.warning("not reconciled", reason=str(error) or "no answer in time")
+            return
+        for row in await self._outbox.unfinished():
+            if row.stage == "answered" and row.order.client_order_id not in open_tags:
+                self._inquire(tasks, row)
+        for difference in news:
+            await self._alert(
+                "critical" if difference.blocks else "warning",
+                f"log and broker differ in {difference.instrument} ({difference.kind}): ours "
+                f"{difference.ours}, the broker's {difference.brokers}",
+                DIFFERENCE_RUNBOOK,
+                difference.instrument,
+            )
+
+    async def _take_outside(self, report: ExecutionReport) -> None:
+        """Adopt a stranger's fill that closes what we hold; leave any other out, and say so."""
+        if self._reconciler is None or await self._outbox.has_report(report.execution_id):
+            return
+        is_adopted = await self._reconciler.adopts(report)
+        if is_adopted:
+            await self._keep([report])
+        elif report.execution_id in self._told:
+            return
+        self._told.add(report.execution_id)
+        what = f"{report.side} {report.last_quantity} {report.instrument} at {report.last_price}"
+        rule = "counted as an exit" if is_adopted else "left out: it opens what we did not decide"
+        await self._alert(
+            "warning" if is_adopted else "critical",
+            f"an order that was not placed here has filled, {what}: {rule}",
+            STRANGER_RUNBOOK,
+            report.instrument,
+        )
+
+    async def _alert(self, severity: Severity, text: str, runbook: str, instrument: str) -> None:
+        self._log.warning("alert", severity=severity, text=text, runbook=runbook)
+        if self._announce is None:
+            return
+        alert = Alert(
+            severity=severity,
+            text=text,
+            runbook=runbook,
+            at_ns=self._clock_ns(),
+            source=self.name,
+            instrument=instrument,
+        )
+        try:
+            await self._announce(alert)
+        except BusError as error:
+            self._log.error("alert not sent", text=text, reason=str(error))
 
     # Reports
 
     async def _collect_reports(self) -> None:
         async for report in self._broker.reports():
+            self._collecting = True
             with self._holding():
-                await self._keep([report])
+                if is_outside(report):
+                    await self._take_outside(report)
+                else:
+                    await self._keep([report])
+            self._collecting = False
         raise BrokerUnavailable("the broker's stream of reports has ended")
 
     async def _keep(self, reports: Iterable[ExecutionReport], answers: str | None = None) -> None:
@@ -259,7 +409,7 @@ class OrderGateway:
         self._to_publish.set()
 
     async def _publish_reports(self) -> None:
-        retry_s = _RETRY_FIRST_S
+        retry_s = self._retry_first_s
         while True:
             try:
                 publisher = await self._bus.publisher(self.name, [ExecutionReport.stream])
@@ -273,7 +423,7 @@ class OrderGateway:
                         await publisher.publish(*reports)
                         await self._outbox.mark_published(report.execution_id for report in reports)
                         self._unpublished -= len(reports)
-                        retry_s = _RETRY_FIRST_S
+                        retry_s = self._retry_first_s
                 finally:
                     await publisher.close()
             except BusError as error:

@@ -16,6 +16,7 @@ import msgspec
 
 from actors.messages import FINAL_STATUSES, ExecutionReport, PlaceOrder
 from daemon.errors import ConfigError
+from daemon.reconciliation import Ledger
 
 Stage = Literal["intent", "sent", "answered"]
 Result = TypeVar("Result")
@@ -60,6 +61,8 @@ class Outbox:
         # One thread owns the connection: commits come one after the other, off the event loop.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="outbox")
         self._connection: sqlite3.Connection | None = None
+        self._counted = 0  # number of the last report that `_net` contains
+        self._net: dict[str, int] = {}  # signed units by instrument
 
     async def open(self) -> Self:
         """Open or create the file; raises ConfigError when it is not an outbox of this version."""
@@ -105,6 +108,10 @@ class Outbox:
         """Return how many reports the bus has not confirmed."""
         return await self._run(self._count_unpublished)
 
+    async def has_report(self, execution_id: str) -> bool:
+        """Tell whether a report is written down here."""
+        return await self._run(lambda: self._has_report(execution_id))
+
     async def find(self, client_order_id: str) -> OutboxOrder | None:
         """Return one order, or None if it was never written down."""
         return await self._run(lambda: self._find(client_order_id))
@@ -112,6 +119,10 @@ class Outbox:
     async def unfinished(self) -> list[OutboxOrder]:
         """Return the orders without a final report, in the order they were placed."""
         return await self._run(self._unfinished)
+
+    async def ledger(self) -> Ledger:
+        """Return what all that is written down here adds up to."""
+        return await self._run(self._ledger)
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -194,6 +205,12 @@ class Outbox:
         ).fetchone()
         return int(count)
 
+    def _has_report(self, execution_id: str) -> bool:
+        row = self._database.execute(
+            "SELECT 1 FROM reports WHERE execution_id = ?", (execution_id,)
+        ).fetchone()
+        return row is not None
+
     def _find(self, client_order_id: str) -> OutboxOrder | None:
         row = self._database.execute(
             "SELECT placed, entry_id, stage, is_final FROM orders WHERE client_order_id = ?",
@@ -206,6 +223,22 @@ class Outbox:
             "SELECT placed, entry_id, stage, is_final FROM orders WHERE is_final = 0"
         )
         return sorted(map(_order_of, rows), key=lambda row: row.order.placed_ns)
+
+    def _ledger(self) -> Ledger:
+        # One pass over what came since the last call: fills are never taken back.
+        for number, encoded in self._database.execute(
+            "SELECT number, report FROM reports WHERE number > ? ORDER BY number", (self._counted,)
+        ):
+            report = msgspec.json.decode(encoded, type=ExecutionReport)
+            signed = report.last_quantity if report.side == "buy" else -report.last_quantity
+            self._net[report.instrument] = self._net.get(report.instrument, 0) + signed
+            self._counted = number
+        return Ledger(
+            positions={name: units for name, units in self._net.items() if units},
+            unfinished={
+                row.order.client_order_id: row.order.instrument for row in self._unfinished()
+            },
+        )
 
 
 def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:

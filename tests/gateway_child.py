@@ -59,6 +59,8 @@ class FileBroker:
         while True:
             yield await self._queue.get()
 
+    async def refresh(self) -> None: ...
+
     async def positions(self) -> dict[str, int]:
         return {}
 

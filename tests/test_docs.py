@@ -344,7 +344,12 @@ def runbooks_in(tree: ast.Module, path: Path) -> set[str]:
         if isinstance(target, ast.Name)
     }
     wrapper = next(
-        (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_alert"), None
+        (
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == "_alert"
+        ),
+        None,
     )
     inside = set(ast.walk(wrapper)) if wrapper else set()
     found: set[str] = set()

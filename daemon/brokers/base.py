@@ -48,6 +48,14 @@ class Broker(Protocol):
         """How many reports are made and not yet taken by the reader of `reports`."""
         ...
 
+    async def refresh(self) -> None:
+        """Read the books and let `reports` tell what it has not told yet.
+
+        Fills of orders that were not placed here come under a client order id that begins with
+        `outside`. Raises BrokerUnavailable.
+        """
+        ...
+
     async def positions(self) -> dict[str, int]:
         """Return signed units per instrument, zeros left out."""
         ...

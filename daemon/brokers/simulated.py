@@ -118,6 +118,9 @@ class SimulatedBroker:
         while True:
             yield await self._queue.get()
 
+    async def refresh(self) -> None:
+        """Do nothing: nothing is lost on the way, and nobody else trades here."""
+
     async def positions(self) -> dict[str, int]:
         return {name: units for name, units in self._positions.items() if units}
 

@@ -94,6 +94,8 @@ class ScriptedBroker:
         while True:
             yield await self._queue.get()
 
+    async def refresh(self) -> None: ...
+
     async def positions(self) -> dict[str, int]:
         return {}
 
@@ -364,7 +366,8 @@ async def test_a_question_is_asked_until_it_is_answered_and_other_orders_go_on(
         await house.send(an_order())
         await until_true(lambda: bool(house.broker.asked))
         house.broker.on_place = house.broker.take
-        await house.send(an_order(client_order_id="order2"))
+        other = an_order(client_order_id="order2", instrument="Bank_Nifty", quantity=35)
+        await house.send(other)
         await until_true(lambda: "order2" in house.broker.placed)
         asked_by_then = len(house.broker.asked)
         await house.settle(gateway)

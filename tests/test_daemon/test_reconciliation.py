@@ -1,0 +1,168 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builders import an_order
+from order_world import NAME, OrderWorld
+
+from daemon import reconciliation
+from daemon.errors import TraderError
+from daemon.reconciliation import Difference, Ledger, Reconciliation, compare
+
+
+@pytest.fixture
+def world() -> Iterator[OrderWorld]:
+    world = OrderWorld()
+    yield world
+    world.close()
+
+
+def texts(world: OrderWorld) -> str:
+    return "\n".join(alert.text for alert in world.alerts)
+
+
+def test_what_agrees_has_no_difference() -> None:
+    ledger = Ledger(positions={"Nifty": 75}, unfinished={})
+
+    assert compare(ledger, {"Nifty": 75}, [], {"Nifty"}) == ((), ())
+
+
+def test_positions_are_not_judged_while_an_order_is_on_its_way() -> None:
+    ledger = Ledger(positions={}, unfinished={"order1": "Nifty"})
+
+    assert compare(ledger, {"Nifty": 75}, [an_order()], {"Nifty"}) == ((), ("Nifty",))
+
+
+def test_what_is_not_traded_here_is_told_and_blocks_nothing() -> None:
+    ledger = Ledger(positions={}, unfinished={})
+
+    (difference,), _ = compare(ledger, {"MCX:GOLD": 1}, [], {"Nifty"})
+
+    assert not difference.blocks
+
+
+def test_a_stranger_order_and_a_second_order_under_one_tag_are_differences() -> None:
+    ledger = Ledger(positions={}, unfinished={"order1": "Nifty"})
+    orders = [an_order(), an_order(), an_order(client_order_id="x")]
+
+    differences, _ = compare(ledger, {}, orders, {"Nifty"})
+
+    assert [one.kind for one in differences] == ["duplicate_order", "stranger_order"]
+    assert all(one.blocks for one in differences)
+
+
+def test_an_outcome_is_read_back_with_its_ages(tmp_path: Path) -> None:
+    difference = Difference(
+        kind="position", instrument="Nifty", ours="0 units", brokers="75 units", blocks=True
+    )
+    outcome = Reconciliation(
+        checked_ns=4_000_000_000, agreed_ns=1_000_000_000, differences=(difference,)
+    )
+    reconciliation.write(tmp_path, outcome)
+
+    read = reconciliation.read(tmp_path, 5_000_000_000)
+
+    assert read is not None
+    assert (read["agreed"], read["checked_age_s"], read["agreement_age_s"]) == (False, 1.0, 4.0)
+    assert read["differences"][0]["brokers"] == "75 units"
+
+
+def test_a_damaged_outcome_is_named(tmp_path: Path) -> None:
+    (tmp_path / reconciliation.FILE_NAME).write_text("{")
+
+    with pytest.raises(TraderError, match="cannot be read"):
+        reconciliation.read(tmp_path, 0)
+
+
+def test_an_ambiguous_order_blocks_its_instrument_until_it_is_found(world: OrderWorld) -> None:
+    world.line.armed += ["answer_lost"]
+
+    world.intend(10)
+
+    assert "no entry in SBIN until the broker has said" in texts(world)
+    assert (world.net, world.true_net) == (10, 10)
+    assert len(world.exchange.orders) == 1
+
+
+def test_a_request_that_comes_late_is_found_and_not_sent_again(world: OrderWorld) -> None:
+    world.line.armed += ["request_late", "question_lost"]
+
+    world.intend(10)
+
+    assert (world.net, world.true_net) == (10, 10)
+    assert world.broker.duplicates() == []
+
+
+def test_a_request_that_never_arrived_is_proven_absent_and_leaves_no_trace(
+    world: OrderWorld,
+) -> None:
+    world.line.armed += ["request_lost"]
+
+    world.intend(10)
+
+    assert (world.net, world.true_net, world.unaccounted()) == (0, 0, [])
+
+
+def test_a_fill_that_nobody_was_told_of_is_found_by_the_next_look(world: OrderWorld) -> None:
+    world.line.armed += ["event_lost"] * 8
+    world.intend(10)
+    assert world.net == 0
+
+    world.mend()
+
+    assert (world.net, world.true_net, world.lost()) == (10, 10, [])
+
+
+def test_a_close_by_the_risk_desk_is_adopted_as_an_exit(world: OrderWorld) -> None:
+    world.intend(10)
+
+    world.close_outside()
+
+    assert (world.net, world.true_net) == (0, 0)
+    assert "counted as an exit" in texts(world)
+    world.mend()
+    assert world.reconciler.outcome is not None
+    assert world.reconciler.outcome.agreed
+
+
+def test_a_trade_by_hand_that_opens_is_left_out_and_stops_entries_there(world: OrderWorld) -> None:
+    world.stranger(7)
+    world.mend()
+
+    world.intend(10)
+
+    assert (world.net, world.true_net) == (0, 7)
+    assert "it opens what we did not decide" in texts(world)
+    assert world.reconciler.refusal(NAME) == (
+        "log and broker differ (position): ours 0 units, the broker's 7 units"
+    )
+
+
+def test_an_exit_never_sells_more_than_the_broker_holds(world: OrderWorld) -> None:
+    world.intend(10)
+    world.line.armed += ["event_lost"] * 8
+    world.close_outside()
+    assert (world.net, world.true_net) == (10, 0)
+
+    world.leave()
+    world.mend()
+
+    assert (world.net, world.true_net) == (0, 0)
+
+
+def test_three_identical_rejects_open_the_circuit(world: OrderWorld) -> None:
+    world.line.armed += ["refused"] * 3
+    for _ in range(4):
+        world.intend(10)
+
+    assert "3 identical rejects (permanent)" in texts(world)
+    assert world.true_net == 0
+
+
+def test_a_restart_on_the_same_log_sends_nothing_twice(world: OrderWorld) -> None:
+    world.line.armed += ["event_lost"] * 8
+    world.intend(10)
+
+    world.restart()
+
+    assert (world.net, world.true_net, world.broker.duplicates()) == (10, 10, [])
