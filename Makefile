@@ -70,6 +70,7 @@ replay: setup  ## Replay a recorded session, SESSION= folder, id or last
 bench: setup  ## Run the benchmarks and write benchmarks/results
 	$(BIN)/python -m benchmarks.bus
 	$(BIN)/python -m benchmarks.tick_to_order
+	$(BIN)/python -m benchmarks.backend
 
 train: setup  ## Train the released model again, on the embedded candles, into models/
 	$(BIN)/hrm-train --steps 6000 --learning-rate 5e-4 --cost-bps 0.5 --contraction-weight 0 --out models

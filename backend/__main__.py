@@ -14,6 +14,8 @@ from backend.build import Options, build
 from daemon.errors import ConfigError, TraderError
 from daemon.logs import configure_logs
 
+_NICENESS = 10  # the daemon beside it decides about money: it goes first
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -34,6 +36,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     configure_logs(log_level, sys.stderr)
+    os.nice(_NICENESS)
     options = Options(
         state=state,
         config=config,
@@ -58,6 +61,7 @@ def serve(
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=64 * 1024,
+            ws_per_message_deflate=False,  # per socket and frame: it costs more than it saves
             timeout_graceful_shutdown=5,
             server_header=False,
         )

@@ -49,3 +49,14 @@ def test_the_whole_daemon_at_500_ticks_a_second_loses_nothing() -> None:
     assert {"bar_to_context", "context_to_decision"} <= answer["hops_us"].keys()
     assert answer["messages_per_s"] > 0
     assert answer["raw_pipelined_xadd_per_s"] > 0
+
+
+def test_the_backend_benchmark_measures_sockets_answers_and_the_trading_path() -> None:
+    answer = answer_of("benchmarks.backend", "--quick")
+
+    assert answer["sockets_lost"] == 0
+    assert answer["ticks_delivered"] > 0 < answer["gets"]
+    for name in ("get_ms", "tick_fan_out_ms"):
+        assert {"p50", "p99", "max"} <= answer[name].keys()
+    assert answer["tick_to_decision_p99_ratio"] > 0
+    assert "memory_per_socket_kib" in answer
