@@ -60,3 +60,14 @@ def test_the_backend_benchmark_measures_sockets_answers_and_the_trading_path() -
         assert {"p50", "p99", "max"} <= answer[name].keys()
     assert answer["tick_to_decision_p99_ratio"] > 0
     assert "memory_per_socket_kib" in answer
+
+
+def test_the_feed_benchmark_loses_no_tick_and_compares_two_decoders() -> None:
+    pytest.importorskip("fyers_apiv3")
+
+    answer = answer_of("benchmarks.feed", "--quick")
+
+    assert [run["lost"] for run in answer["rates"]] == [0, 0]
+    assert [run["repeated"] for run in answer["rates"]] == [0, 0]
+    assert answer["decode_ns_per_tick"] > 0
+    assert answer["sdk_decode_ns_per_tick"] > 0

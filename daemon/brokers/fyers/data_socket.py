@@ -1,0 +1,259 @@
+"""Fyers' data socket: connected for as long as somebody reads, whatever happens to it.
+
+Every connection asks for the session key anew, resolves and subscribes all symbols, and must
+deliver data: a server that stays connected but falls silent while the market is open is left. What
+a frame says is for hsm.py to know.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from decimal import Decimal
+from random import Random
+from typing import Final, Literal
+
+import aiohttp
+
+from actors.messages import Tick
+from daemon.brokers.fyers import hsm
+from daemon.clock import Clock
+from daemon.errors import BrokerUnavailable
+from daemon.logs import get_logger
+
+State = Literal["connecting", "live", "lost", "refused"]
+
+SOURCE: Final = "hrm-trader"
+CHANNEL: Final = 11
+_NS_PER_SECOND: Final = 1_000_000_000
+_RECORDS_PER_TURN: Final = 256  # buffered frames are read without a wait: let others run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketTimes:
+    """How long to wait, in seconds."""
+
+    connect_s: float = 15.0  # for the handshake, and again for the answer to the login
+    ping_s: float = 10.0
+    silence_s: float = 15.0  # without any record while the market is open
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 60.0
+
+    def delay_s(self, failures: int, random: Random) -> float:
+        """Return the wait before the next try: doubling up to a cap, half of it by chance."""
+        full = min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures, 30))
+        return full * (0.5 + 0.5 * random.random())
+
+
+class _Refused(BrokerUnavailable):
+    """The server does not take the session key."""
+
+
+class DataSocket:
+    """Yield ticks of symbols, for ever, through any number of connections.
+
+    `session_key` returns a key that is good now; it is asked before every connection, since keys
+    die daily. `resolve` returns the symbol of each topic to subscribe. `is_open` says whether the
+    market trades at an instant: a closed market may be silent. Event times are the exchange's, in
+    whole seconds. Use from one event loop, with one reader.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        http: aiohttp.ClientSession,
+        *,
+        session_key: Callable[[], Awaitable[str]],
+        resolve: Callable[[], Awaitable[Mapping[str, str]]],
+        is_open: Callable[[int], bool],
+        clock: Clock,
+        random: Random,
+        times: SocketTimes | None = None,
+    ) -> None:
+        self._url = url
+        self._http = http
+        self._session_key = session_key
+        self._resolve = resolve
+        self._is_open = is_open
+        self._clock = clock
+        self._random = random
+        self._times = times or SocketTimes()
+        self._log = get_logger(part="data_socket")
+        self._symbols: Mapping[str, str] = {}  # topic -> symbol
+        self._seen_ns: dict[str, int] = {}  # symbol -> monotonic time of its last record
+        self._connected_ns = 0  # monotonic
+        self.state: State = "connecting"
+        self.problem = ""  # why the last connection ended
+        self.connections = 0
+        self.unreadable = 0  # records and frames passed over
+
+    def silent(self, silence_s: float) -> list[str]:
+        """Return the subscribed symbols without a record for so long; none in a closed market."""
+        now_ns = self._clock.now_ns()
+        if self.state != "live" or not self._is_open(now_ns):
+            return []
+        oldest_ns = self._clock.monotonic_ns() - round(silence_s * _NS_PER_SECOND)
+        return sorted(
+            symbol
+            for symbol in set(self._symbols.values())
+            if max(self._seen_ns.get(symbol, 0), self._connected_ns) < oldest_ns
+        )
+
+    async def ticks(self) -> AsyncGenerator[Tick, None]:
+        """Yield ticks as they come; connect again, later each time, until data flows."""
+        failures = 0
+        while True:
+            self.state = "connecting"
+            try:
+                async with aclosing(self._connection()) as stream:
+                    async for tick in stream:
+                        failures = 0  # not before: a server that accepts, then fails, is failing
+                        yield tick
+            except _Refused as error:
+                self.state, self.problem = "refused", str(error)
+            except (aiohttp.ClientError, BrokerUnavailable, OSError) as error:
+                self.state, self.problem = "lost", f"{type(error).__name__}: {error}"
+            delay_s = self._times.delay_s(failures, self._random)
+            failures += 1
+            self._log.warning(
+                "data socket lost",
+                reason=self.problem,
+                failures=failures,
+                retry_s=round(delay_s, 2),
+            )
+            await asyncio.sleep(delay_s)
+
+    async def _connection(self) -> AsyncGenerator[Tick, None]:
+        """Yield the ticks of one connection; raises when it ends, which it always does."""
+        key = await self._session_key()
+        self._symbols = await self._resolve()
+        if not self._symbols:
+            raise BrokerUnavailable("no symbol could be resolved to a topic")
+        async with asyncio.timeout(self._times.connect_s):
+            socket = await self._http.ws_connect(
+                self._url, heartbeat=self._times.ping_s, max_msg_size=0
+            )
+        try:
+            self.connections += 1
+            decoder = hsm.Decoder()
+            async with asyncio.timeout(self._times.connect_s):
+                ack_every = await self._log_in(socket, decoder, key)
+            for frame in hsm.subscribe(list(self._symbols), CHANNEL):
+                await socket.send_bytes(frame)
+            self._connected_ns = self._clock.monotonic_ns()
+            self.state = "live"
+            async with aclosing(self._stream(socket, decoder, ack_every)) as stream:
+                async for tick in stream:
+                    yield tick
+        finally:
+            await socket.close()
+
+    async def _log_in(
+        self, socket: aiohttp.ClientWebSocketResponse, decoder: hsm.Decoder, key: str
+    ) -> int:
+        await socket.send_bytes(hsm.authenticate(key, SOURCE))
+        await socket.send_bytes(hsm.mode([CHANNEL], is_lite=False))
+        while True:
+            answer = self._decoded(decoder, await socket.receive())
+            if isinstance(answer, hsm.Answer) and answer.type == hsm.AUTHENTICATE:
+                if not answer.is_accepted:
+                    raise _Refused("the session key was refused: log in again (hrm-trader login)")
+                return answer.ack_every
+
+    async def _stream(
+        self, socket: aiohttp.ClientWebSocketResponse, decoder: hsm.Decoder, ack_every: int
+    ) -> AsyncGenerator[Tick, None]:
+        frames = records = 0
+        last_data_ns = self._connected_ns
+        while True:
+            try:
+                message = await socket.receive(timeout=self._times.ping_s)
+            except TimeoutError:
+                await socket.send_bytes(hsm.PING)
+                message = None
+            decoded = None if message is None else self._decoded(decoder, message)
+            monotonic_ns = self._clock.monotonic_ns()
+            if not isinstance(decoded, hsm.Data):
+                self._check_answer(decoded)
+                if not self._is_open(self._clock.now_ns()):
+                    last_data_ns = monotonic_ns
+                elif monotonic_ns - last_data_ns > self._times.silence_s * _NS_PER_SECOND:
+                    raise BrokerUnavailable(
+                        f"no data for {self._times.silence_s:g} s in an open market"
+                    )
+                continue
+            frames += 1
+            if ack_every and frames % ack_every == 0:
+                await socket.send_bytes(hsm.acknowledge(decoded.number))
+            if decoded.unresolved or decoded.problem:
+                self.unreadable += decoded.unresolved + bool(decoded.problem)
+                self._log.warning(
+                    "frame read in part", unresolved=decoded.unresolved, reason=decoded.problem
+                )
+            for record in decoded.records:
+                last_data_ns = monotonic_ns
+                tick = self._tick(record, monotonic_ns)
+                if tick is not None:
+                    yield tick
+            records += len(decoded.records)
+            if records >= _RECORDS_PER_TURN:
+                records = 0
+                await asyncio.sleep(0)
+
+    def _decoded(
+        self, decoder: hsm.Decoder, message: aiohttp.WSMessage
+    ) -> hsm.Data | hsm.Answer | hsm.Notice | None:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            try:
+                return decoder.decode(message.data)
+            except hsm.Malformed as error:
+                self.unreadable += 1
+                self._log.warning("frame passed over", reason=str(error))
+                return None
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return None
+        raise BrokerUnavailable(f"the connection ended: {message.type.name} {message.data or ''}")
+
+    def _check_answer(self, decoded: hsm.Answer | hsm.Notice | None) -> None:
+        """Say so when the server turns a request down; it does not say which topics it means."""
+        if isinstance(decoded, hsm.Notice):
+            self._log.error("notice of the data socket", code=decoded.code, reason=decoded.text)
+        elif isinstance(decoded, hsm.Answer) and not decoded.is_accepted:
+            raise BrokerUnavailable(f"request of type {decoded.type} was refused")
+
+    def _tick(self, record: hsm.Record, monotonic_ns: int) -> Tick | None:
+        """Return a record as a tick; None without a price, for depth, and if not subscribed."""
+        symbol = self._symbols.get(record.topic.name)
+        if symbol is None or record.topic.kind not in ("sf", "if"):
+            return None
+        self._seen_ns[symbol] = monotonic_ns
+        return tick_of(record, symbol, self._clock)
+
+
+def tick_of(record: hsm.Record, symbol: str, clock: Clock) -> Tick | None:
+    """Return a scrip or index record as a tick; None while it has no price.
+
+    Its time is the exchange's; that of receipt where the feed does not say.
+    """
+    topic, values = record
+    last_price = topic.price(values[hsm.LAST_PRICE])
+    if not last_price:
+        return None
+    is_index = topic.kind == "if"
+    feed_s = values[hsm.INDEX_FEED_S if is_index else hsm.FEED_S]
+    event_ns = feed_s * _NS_PER_SECOND if feed_s > 0 else clock.now_ns()
+    if is_index:
+        return Tick(instrument=symbol, last_price=last_price, event_ns=event_ns)
+    return Tick(
+        instrument=symbol,
+        last_price=last_price,
+        event_ns=event_ns,
+        bid=_quote(topic.price(values[hsm.BID])),
+        ask=_quote(topic.price(values[hsm.ASK])),
+        volume_today=hsm.count_of(values[hsm.VOLUME]) or 0,
+    )
+
+
+def _quote(price: Decimal | None) -> Decimal | None:
+    """Return a quote; the wire says 0 for an empty side of the book."""
+    return price or None

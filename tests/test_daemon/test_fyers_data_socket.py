@@ -1,0 +1,187 @@
+"""Our data socket against the simulator, healthy and in the ways that the SDK does not survive."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import aiohttp
+import pytest
+
+from actors.messages import Tick
+from daemon.brokers.fyers.data_socket import DataSocket, SocketTimes
+from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
+from daemon.brokers.fyers_simulator.login import claims_of
+from daemon.clock import SystemClock
+
+SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
+TOPICS = {"sf|nse_cm|3045": SBIN, "if|nse_cm|Nifty 50": NIFTY}
+QUICK = SocketTimes(
+    connect_s=0.3, ping_s=0.05, silence_s=0.2, first_delay_s=0.01, longest_delay_s=0.05
+)
+PATIENCE_S = 15.0
+
+
+class Feed:
+    """A simulated market that runs, and a data socket to read it with."""
+
+    def __init__(self, simulator: FyersSimulator, http: aiohttp.ClientSession) -> None:
+        self.simulator = simulator
+        self._http = http
+        self.keys = 0
+
+    def socket(
+        self,
+        *,
+        is_open: Callable[[int], bool] = lambda _: True,
+        topics: Mapping[str, str] = TOPICS,
+    ) -> DataSocket:
+        async def session_key() -> str:
+            self.keys += 1
+            return str(claims_of(self.simulator.token())["hsm_key"])
+
+        async def resolve() -> Mapping[str, str]:
+            return topics
+
+        return DataSocket(
+            self.simulator.urls.data_socket,
+            self._http,
+            session_key=session_key,
+            resolve=resolve,
+            is_open=is_open,
+            clock=SystemClock(),
+            random=Random(1),
+            times=QUICK,
+        )
+
+    async def read(self, socket: DataSocket, enough: Callable[[list[Tick]], bool]) -> list[Tick]:
+        """Read while market time passes, until there is enough."""
+        ticks: list[Tick] = []
+        market = asyncio.create_task(self._run())
+        try:
+            async with asyncio.timeout(PATIENCE_S), aclosing(socket.ticks()) as stream:
+                async for tick in stream:
+                    ticks.append(tick)
+                    if enough(ticks):
+                        return ticks
+        finally:
+            market.cancel()
+        raise AssertionError("the stream has ended")
+
+    async def _run(self) -> None:
+        while True:
+            await self.simulator.advance(1)
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def feed() -> AsyncIterator[Feed]:
+    settings = SimulatorSettings(seed=3, limits=None, ack_every=2)
+    async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
+        yield Feed(simulator, http)
+
+
+def several_of_both(ticks: list[Tick]) -> bool:
+    names = [tick.instrument for tick in ticks]
+    return min(names.count(SBIN), names.count(NIFTY)) >= 5
+
+
+async def test_ticks_are_those_of_the_market(feed: Feed) -> None:
+    socket = feed.socket()
+
+    ticks = await feed.read(socket, several_of_both)
+
+    assert {tick.instrument for tick in ticks} == {SBIN, NIFTY}
+    share = next(tick for tick in ticks if tick.instrument == SBIN)
+    assert share.bid is not None
+    assert share.ask is not None
+    assert Decimal(0) < share.bid <= share.ask
+    for symbol in (SBIN, NIFTY):
+        times = [tick.event_ns for tick in ticks if tick.instrument == symbol]
+        assert times == sorted(times)
+    assert socket.state == "live"
+    assert socket.connections == 1
+
+
+async def test_frames_are_acknowledged_as_the_server_asks(feed: Feed) -> None:
+    await feed.read(feed.socket(), several_of_both)
+
+    assert feed.simulator.data_socket.acknowledged > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "more"),
+    [
+        ("data_slow_handshake", {"seconds": 1.0}),  # the SDK then says connected, and is mute
+        ("data_auth_refused", {}),  # the SDK then connects for ever, with the key it has
+        ("data_close_after_auth", {}),
+        ("data_refused", {}),
+        ("data_abort", {"after": 4}),
+        ("data_mute", {"after": 4, "seconds": 1e6}),  # the SDK does not notice
+        ("data_subscribe_refused", {}),
+    ],
+)
+async def test_ticks_flow_again_over_a_new_connection(
+    feed: Feed, fault: FaultKind, more: dict[str, Any]
+) -> None:
+    feed.simulator.faults.inject(fault, **more)
+    socket = feed.socket()
+
+    def is_back(ticks: list[Tick]) -> bool:
+        return feed.keys >= 2 and several_of_both(ticks[-20:])
+
+    await feed.read(socket, is_back)
+
+    assert feed.simulator.faults.fired[fault] == 1
+    assert socket.state == "live"
+
+
+@pytest.mark.parametrize(
+    "fault", ["data_unknown_topic", "data_unmapped_snapshot", "data_unknown_record"]
+)
+async def test_a_strange_record_costs_no_connection(feed: Feed, fault: FaultKind) -> None:
+    feed.simulator.faults.inject(fault, after=2)
+    socket = feed.socket()
+
+    def is_past(ticks: list[Tick]) -> bool:
+        return feed.simulator.faults.fired[fault] == 1 and several_of_both(ticks[-20:])
+
+    await feed.read(socket, is_past)
+
+    assert socket.connections == 1
+
+
+async def test_a_closed_market_may_be_silent(feed: Feed) -> None:
+    socket = feed.socket(is_open=lambda _: False)
+    async with aclosing(socket.ticks()) as stream:
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        for _ in range(3):
+            await asyncio.wait({waiting}, timeout=2 * QUICK.silence_s)
+            if waiting.done():  # the rest of the snapshots
+                waiting = asyncio.ensure_future(anext(stream))
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+    assert socket.connections == 1
+    assert socket.silent(0) == []
+
+
+async def test_a_symbol_without_a_record_is_named_silent(feed: Feed) -> None:
+    socket = feed.socket(topics={**TOPICS, "sf|nse_cm|999999": "NSE:NOBODY-EQ"})
+
+    await feed.read(socket, several_of_both)
+
+    assert "NSE:NOBODY-EQ" in socket.silent(0.0)
+
+
+@pytest.mark.parametrize(("failures", "least", "most"), [(0, 0.25, 0.5), (3, 2, 4), (99, 30, 60)])
+def test_waits_double_up_to_a_cap_and_differ(failures: int, least: float, most: float) -> None:
+    random = Random(5)
+
+    delays = {SocketTimes().delay_s(failures, random) for _ in range(50)}
+
+    assert len(delays) == 50
+    assert least <= min(delays) <= max(delays) <= most
