@@ -23,6 +23,7 @@ from daemon.backtest_command import backtest
 from daemon.clock import SystemClock
 from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
+from daemon.login_command import login
 from daemon.model_command import model
 from daemon.operator import Operator, stop_without_settings
 from daemon.replay import Recording, replay_session
@@ -323,6 +324,7 @@ def trace(
 
 app.command()(backtest)
 app.command()(simulate_broker)
+app.command()(login)
 app.command()(synth)
 app.command()(model)
 app.add_typer(data_commands)

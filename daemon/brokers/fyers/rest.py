@@ -1,0 +1,286 @@
+"""Calls to Fyers' REST interface: counted, timed, judged.
+
+Every call passes the rate ledger. An answer is judged by `s` first, then `code`, then the HTTP
+status, and what is no success becomes one of four errors: Rejected (the broker said no, for good),
+LoginNeeded, TooManyCalls, and BrokerUnavailable, where nothing is known. Only reads are repeated.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from random import Random
+from typing import Any, Final
+
+import aiohttp
+
+from daemon.brokers.fyers.ledger import RateLedger
+from daemon.clock import Clock
+from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable
+
+JsonObject = dict[str, Any]
+
+MOST_TOKENS: Final = 500  # symbols of one symbol-token call
+_LOGIN_CODES: Final = frozenset({-8, -15, -16, -17})
+_TOO_MANY: Final = -429
+_UNACKNOWLEDGED: Final = 201  # taken, but the exchange has not said anything
+_SEGMENTS: Final[Mapping[str, str]] = {
+    "1010": "nse_cm",
+    "1011": "nse_fo",
+    "1012": "cde_fo",
+    "1020": "nse_com",
+    "1120": "mcx_fo",
+    "1210": "bse_cm",
+    "1211": "bse_fo",
+    "1212": "bcs_fo",
+}
+
+
+class LoginNeeded(BrokerError):
+    """The broker does not take the access token: hrm-trader login."""
+
+
+class TooManyCalls(BrokerError):
+    """The call was not made, or not carried out: the budget of calls is used up for now."""
+
+
+class Rejected(BrokerRejected):
+    """The broker refused the call for good; `code` is its own number."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where the broker is; the defaults are the real one."""
+
+    api: str = "https://api-t1.fyers.in/api/v3"
+    data: str = "https://api-t1.fyers.in/data"
+    public: str = "https://public.fyers.in/sym_details"
+    login: str = "https://api-t2.fyers.in/vagator/v2"
+    data_socket: str = "wss://socket.fyers.in/hsm/v1-5/prod"
+    order_socket: str = "wss://socket.fyers.in/trade/v3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTimes:
+    """How long to wait, in seconds, and how often a read is tried."""
+
+    answer_s: float = 10.0
+    budget_s: float = 90.0  # longest wait for the rate ledger; a minute's window fits
+    tries: int = 4
+    first_delay_s: float = 0.5
+
+
+class FyersRest:
+    """Make calls with the access token that `token` returns at that moment.
+
+    Raises Rejected, LoginNeeded, TooManyCalls or BrokerUnavailable. Use from one event loop.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        endpoints: Endpoints,
+        *,
+        app_id: str,
+        token: Callable[[], str],
+        ledger: RateLedger,
+        clock: Clock,
+        random: Random,
+        times: CallTimes | None = None,
+    ) -> None:
+        self._http = http
+        self._endpoints = endpoints
+        self._app_id = app_id
+        self._token = token
+        self._ledger = ledger
+        self._clock = clock
+        self._random = random
+        self._times = times or CallTimes()
+
+    async def read(self, url: str, query: Mapping[str, str] | None = None) -> JsonObject:
+        """Make a call that changes nothing, again if it is not answered."""
+        return await self._repeated("GET", url, query=query)
+
+    async def write(
+        self, method: str, path: str, body: Any, *, reduces_risk: bool = False
+    ) -> JsonObject:
+        """Make a call that changes something, once; `path` begins at the trading base.
+
+        BrokerUnavailable: nobody knows whether it had an effect; look before doing anything else.
+        """
+        url = self._endpoints.api + path
+        return await self._once(method, url, body=body, reduces_risk=reduces_risk)
+
+    async def profile(self) -> JsonObject:
+        """Return who is logged in."""
+        return _object(await self.read(f"{self._endpoints.api}/profile"), "data")
+
+    async def orders(self) -> list[JsonObject]:
+        """Return the orders of the day, as the broker writes them."""
+        return _rows(await self.read(f"{self._endpoints.api}/orders"), "orderBook")
+
+    async def trades(self) -> list[JsonObject]:
+        """Return the fills of the day."""
+        return _rows(await self.read(f"{self._endpoints.api}/tradebook"), "tradeBook")
+
+    async def positions(self) -> list[JsonObject]:
+        """Return positions, carried ones and those of other programs included."""
+        return _rows(await self.read(f"{self._endpoints.api}/positions"), "netPositions")
+
+    async def history(
+        self, symbol: str, resolution: str, first_s: int, last_s: int
+    ) -> list[list[Any]]:
+        """Return candles [epoch s, open, high, low, close, volume], prices as Decimal.
+
+        Bounds are epoch seconds, both included; at most 100 days, 366 of daily candles. The
+        unfinished candle comes too when asked for up to now.
+        """
+        query = {
+            "symbol": symbol,
+            "resolution": resolution,
+            "date_format": "0",
+            "range_from": str(first_s),
+            "range_to": str(last_s),
+            "cont_flag": "0",
+        }
+        answer = await self.read(f"{self._endpoints.data}/history", query)
+        return _rows(answer, "candles")
+
+    async def topics(self, symbols: Sequence[str]) -> dict[str, str]:
+        """Return the data socket's topic of each symbol as topic -> symbol.
+
+        Rejected names the symbols that the broker does not know.
+        """
+        names: JsonObject = {}
+        if any(symbol.endswith("-INDEX") for symbol in symbols):
+            names = await self.read(f"{self._endpoints.public}/index_hsm_mapping.json")
+        found: dict[str, str] = {}
+        for first in range(0, len(symbols), MOST_TOKENS):
+            part = list(symbols[first : first + MOST_TOKENS])
+            url = f"{self._endpoints.data}/symbol-token"
+            answer = await self._repeated("POST", url, body={"symbols": part}, has_bare_token=True)
+            valid: dict[str, str] = _object(answer, "validSymbol")
+            missing = [symbol for symbol in part if symbol not in valid]
+            if missing:
+                raise Rejected(f"no such symbol at the broker: {', '.join(missing)}", -300)
+            found |= {_topic(symbol, valid[symbol], names): symbol for symbol in part}
+        return found
+
+    async def _repeated(
+        self,
+        method: str,
+        url: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        has_bare_token: bool = False,
+    ) -> JsonObject:
+        delay_s = self._times.first_delay_s
+        for _ in range(self._times.tries - 1):
+            try:
+                return await self._once(
+                    method, url, query=query, body=body, has_bare_token=has_bare_token
+                )
+            except BrokerUnavailable:
+                await self._clock.sleep(delay_s * (0.5 + self._random.random()))
+                delay_s *= 2
+        return await self._once(method, url, query=query, body=body, has_bare_token=has_bare_token)
+
+    async def _once(
+        self,
+        method: str,
+        url: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        reduces_risk: bool = False,
+        has_bare_token: bool = False,
+    ) -> JsonObject:
+        if not url.startswith(self._endpoints.public):
+            await self._wait_for_budget(reduces_risk=reduces_risk)
+        token = self._token()
+        headers = {
+            "Authorization": token if has_bare_token else f"{self._app_id}:{token}",
+            "version": "3",
+        }
+        try:
+            async with (
+                asyncio.timeout(self._times.answer_s),
+                self._http.request(
+                    method, url, params=query, json=body, headers=headers
+                ) as response,
+            ):
+                status, text = response.status, await response.text()
+        except (aiohttp.ClientError, OSError) as error:
+            # The text of an aiohttp error may hold the request: name its kind alone.
+            raise BrokerUnavailable(f"{method} {url}: {type(error).__name__}") from None
+        return self._judged(f"{method} {url}", status, text)
+
+    async def _wait_for_budget(self, *, reduces_risk: bool) -> None:
+        waited_s = 0.0
+        while (wait_s := self._ledger.take(reduces_risk=reduces_risk)) > 0:
+            if waited_s + wait_s > self._times.budget_s:
+                raise TooManyCalls(
+                    f"{self._ledger.calls_today} calls made and {self._ledger.refusals_today} "
+                    f"refused today: the next one may go in {wait_s:g} s"
+                )
+            await self._clock.sleep(wait_s)
+            waited_s += wait_s
+
+    def _judged(self, call: str, status: int, text: str) -> JsonObject:
+        try:
+            # Prices stay as they are written.
+            answer = json.loads(text, parse_float=Decimal)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            if status == 429:
+                self._ledger.note_refusal()
+                raise TooManyCalls(f"{call}: the broker says that there were too many calls")
+            raise BrokerUnavailable(f"{call}: HTTP {status} without a JSON object")
+        code = answer.get("code", 0)
+        message = str(answer.get("message", ""))
+        if status == 429 or code == _TOO_MANY:
+            self._ledger.note_refusal()
+            raise TooManyCalls(f"{call}: {message or 'too many calls'}")
+        if status == 401 or code in _LOGIN_CODES:
+            raise LoginNeeded(f"{call}: {message} (code {code}): run hrm-trader login")
+        if status >= 500 or code == _UNACKNOWLEDGED:
+            raise BrokerUnavailable(f"{call}: HTTP {status}, code {code}: {message}")
+        if status >= 400 or answer.get("s") == "error":
+            raise Rejected(f"{message} (code {code})", code if isinstance(code, int) else 0)
+        return answer
+
+
+def _object(answer: JsonObject, key: str) -> JsonObject:
+    value = answer.get(key)
+    if not isinstance(value, dict):
+        raise _without(answer, f"object {key!r}")
+    return value
+
+
+def _rows(answer: JsonObject, key: str) -> list[Any]:
+    value = answer.get(key)
+    if not isinstance(value, list):
+        raise _without(answer, f"list {key!r}")
+    return value
+
+
+def _without(answer: JsonObject, what: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"the answer has no {what}, only {', '.join(answer) or 'nothing'}")
+
+
+def _topic(symbol: str, fy_token: str, index_names: Mapping[str, Any]) -> str:
+    """Return `kind|segment|token`; an index goes by a published name."""
+    segment = _SEGMENTS.get(fy_token[:4])
+    if segment is None:
+        raise Rejected(f"{symbol}: token {fy_token} is of an unknown segment", -300)
+    if symbol.endswith("-INDEX"):
+        bare = symbol.partition(":")[2].removesuffix("-INDEX")
+        return f"if|{segment}|{index_names.get(symbol, bare)}"
+    return f"sf|{segment}|{fy_token[10:]}"

@@ -1,0 +1,273 @@
+"""Our REST client and login against the simulator: errors by kind, nothing repeated, no secrets."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import msgspec
+import pytest
+
+from daemon.brokers.fyers.ledger import RateLedger
+from daemon.brokers.fyers.login import LoginFields, Token, TokenStore, fields_from, log_in
+from daemon.brokers.fyers.rest import (
+    CallTimes,
+    Endpoints,
+    FyersRest,
+    LoginNeeded,
+    Rejected,
+    TooManyCalls,
+)
+from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
+from daemon.clock import NS_PER_SECOND, SystemClock
+from daemon.errors import BrokerError, BrokerUnavailable, ConfigError
+from daemon.login_command import simulated
+
+SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
+QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
+ORDER = {
+    "symbol": SBIN, "qty": 10, "type": 2, "side": 1, "productType": "INTRADAY", "limitPrice": 0,
+    "stopPrice": 0, "validity": "DAY", "disclosedQty": 0, "offlineOrder": False,
+    "stopLoss": 0, "takeProfit": 0, "orderTag": "a1",
+}  # fmt: skip
+
+
+class World:
+    """A simulated broker, and our client of it."""
+
+    def __init__(
+        self, simulator: FyersSimulator, http: aiohttp.ClientSession, ledger: RateLedger
+    ) -> None:
+        self.simulator = simulator
+        self.http = http
+        self.ledger = ledger
+        self.endpoints: Endpoints = simulated(simulator.urls.base)
+        self.token = simulator.token()
+        self.rest = FyersRest(
+            http,
+            self.endpoints,
+            app_id=simulator.account.app_id,
+            token=lambda: self.token,
+            ledger=ledger,
+            clock=SystemClock(),
+            random=Random(1),
+            times=QUICK,
+        )
+
+    @property
+    def who(self) -> LoginFields:
+        account = self.simulator.account
+        return LoginFields(
+            app_id=account.app_id,
+            secret_key=account.secret,
+            redirect_uri=account.redirect_uri,
+            fy_id=account.client_id,
+            pin=account.pin,
+            totp_secret=account.totp_secret,
+        )
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    settings = SimulatorSettings(seed=3)
+    async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
+        with RateLedger(tmp_path / "calls", SystemClock()) as ledger:
+            yield World(simulator, http, ledger)
+
+
+async def test_reads_return_what_the_broker_has(world: World) -> None:
+    assert (await world.rest.profile())["fy_id"] == world.simulator.account.client_id
+    assert await world.rest.orders() == []
+    assert await world.rest.trades() == []
+    assert await world.rest.positions() == []
+
+
+async def test_an_order_is_placed_and_found(world: World) -> None:
+    answer = await world.rest.write("POST", "/orders/sync", ORDER)
+
+    (order,) = await world.rest.orders()
+    assert order["id"] == answer["id"]
+    assert order["orderTag"] == "1:a1"
+
+
+async def test_candles_have_exact_prices(world: World) -> None:
+    now_s = world.simulator.now_ns // NS_PER_SECOND
+
+    candles = await world.rest.history(SBIN, "5", now_s - 3600, now_s)
+
+    assert candles
+    assert all(isinstance(candle[4], Decimal) for candle in candles)
+    assert [candle[0] for candle in candles] == sorted({candle[0] for candle in candles})
+
+
+async def test_topics_are_those_of_the_data_socket(world: World) -> None:
+    topics = await world.rest.topics([SBIN, NIFTY])
+
+    assert topics["if|nse_cm|Nifty 50"] == NIFTY
+    assert SBIN in topics.values()
+
+
+async def test_an_unknown_symbol_is_named(world: World) -> None:
+    with pytest.raises(Rejected, match="NSE:NOBODY-EQ"):
+        await world.rest.topics([SBIN, "NSE:NOBODY-EQ"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("unauthorised", LoginNeeded),
+        ("rate_limited", TooManyCalls),
+        ("rate_limited_bare", TooManyCalls),
+        ("server_error", BrokerUnavailable),
+        ("unanswered", BrokerUnavailable),
+        ("no_acknowledgement", BrokerUnavailable),
+    ],
+)
+async def test_a_failed_order_call_is_told_by_its_kind_and_never_repeated(
+    world: World, fault: FaultKind, error: type[BrokerError]
+) -> None:
+    world.simulator.faults.inject(fault, count=5)
+
+    with pytest.raises(error):
+        await world.rest.write("POST", "/orders/sync", ORDER)
+
+    assert world.simulator.faults.fired[fault] == 1
+    assert len(world.simulator.exchange.orders) <= 1
+    assert world.ledger.calls_today == 1
+
+
+async def test_a_refused_order_is_rejected_for_good(world: World) -> None:
+    with pytest.raises(Rejected) as refused:
+        await world.rest.write("POST", "/orders/sync", {**ORDER, "qty": 0})
+
+    assert refused.value.code < 0
+
+
+async def test_a_read_is_tried_again(world: World) -> None:
+    world.simulator.faults.inject("server_error", count=2)
+
+    assert await world.rest.orders() == []
+    assert world.ledger.calls_today == 3
+
+
+async def test_a_refusal_for_too_many_calls_is_remembered(world: World) -> None:
+    world.simulator.faults.inject("rate_limited")
+
+    with pytest.raises(TooManyCalls):
+        await world.rest.orders()
+
+    assert world.ledger.refusals_today == 1
+
+
+async def test_a_burst_of_calls_meets_no_limit(world: World) -> None:
+    for _ in range(12):
+        await world.rest.orders()
+
+    assert world.ledger.refusals_today == 0
+
+
+async def test_a_login_gives_a_token_that_the_broker_takes(world: World, tmp_path: Path) -> None:
+    token = await log_in(world.who, world.http, world.endpoints, SystemClock())
+    store = TokenStore(tmp_path / "fyers", {})
+    store.save(token)
+
+    world.token = TokenStore(tmp_path / "fyers", {}).load(SystemClock().now_ns()).access_token
+
+    assert (await world.rest.profile())["fy_id"] == world.who.fy_id
+    assert world.simulator.desk.is_hsm_key(token.hsm_key)
+
+
+@pytest.mark.parametrize("wrong", ["pin", "secret_key", "totp_secret", "fy_id", "redirect_uri"])
+async def test_a_refused_login_shows_no_secret(
+    world: World, wrong: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    planted = "PLANTEDSECRET234PLANTEDSECRET234"  # base32, so that it passes as a TOTP secret
+    fields = {name: getattr(world.who, name) for name in LoginFields.__slots__}
+    who = LoginFields(**(fields | {wrong: planted}))
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(LoginNeeded) as refused:
+        await log_in(who, world.http, world.endpoints, SystemClock())
+
+    secrets = [planted, world.who.secret_key, world.who.pin, world.who.totp_secret]
+    if wrong in ("fy_id", "redirect_uri"):
+        secrets.remove(planted)
+    shown = " ".join((str(refused.value), caplog.text, *capfd.readouterr()))
+    assert [secret for secret in secrets if secret in shown.replace("127.0.0.1", "")] == []
+    secret_fields = (who.secret_key, who.pin, who.totp_secret)
+    assert all(secret not in repr(who) for secret in secret_fields)
+
+
+async def test_a_kept_token_is_unreadable_without_its_key(world: World, tmp_path: Path) -> None:
+    token = await log_in(world.who, world.http, world.endpoints, SystemClock())
+    folder = tmp_path / "fyers"
+    TokenStore(folder, {}).save(token)
+
+    contents = b" ".join(path.read_bytes() for path in folder.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert token.access_token.encode() not in contents
+    assert token.hsm_key.encode() not in contents
+    assert token.access_token not in repr(token)
+    (folder / "key").unlink()
+    with pytest.raises(LoginNeeded, match="key is gone"):
+        TokenStore(folder, {}).load(0)
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path, {})
+    store.save(Token(app_id="A-100", access_token="t", hsm_key="h", expires_s=9))
+    (tmp_path / "key").chmod(0o644)
+
+    with pytest.raises(ConfigError, match="chmod 600"):
+        store.load(0)
+
+
+def test_an_expired_token_is_not_handed_out(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path, {})
+    token = Token(app_id="A-100", access_token="t", hsm_key="h", expires_s=9)
+    store.save(token)
+
+    assert msgspec.structs.asdict(store.load(8 * NS_PER_SECOND)) == msgspec.structs.asdict(token)
+    with pytest.raises(LoginNeeded, match="expired"):
+        store.load(9 * NS_PER_SECOND)
+
+
+def test_the_missing_fields_of_a_login_are_named() -> None:
+    with pytest.raises(ConfigError, match="FYERS_PIN, FYERS_TOTP_SECRET"):
+        fields_from({
+            "FYERS_APP_ID": "A-100", "FYERS_SECRET_KEY": "s", "FYERS_REDIRECT_URI": "r",
+            "FYERS_FY_ID": "X",
+        })  # fmt: skip
+
+
+def test_only_loopback_is_a_simulator() -> None:
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:PORT"):
+        simulated("http://example.org:80")
+
+
+async def test_the_command_keeps_a_token_and_prints_no_secret(world: World, tmp_path: Path) -> None:
+    who = world.who
+    secrets = {"FYERS_SECRET_KEY": who.secret_key, "FYERS_TOTP_SECRET": who.totp_secret}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "daemon.cli", "login", "--json", "--state", str(tmp_path),
+        "--simulator", world.simulator.urls.base,
+        env=os.environ | secrets | {
+            "FYERS_APP_ID": who.app_id, "FYERS_REDIRECT_URI": who.redirect_uri,
+            "FYERS_FY_ID": who.fy_id, "FYERS_PIN": who.pin,
+        },
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, errors = await process.communicate()
+
+    assert process.returncode == 0, errors.decode()
+    assert json.loads(out)["fy_id"] == who.fy_id
+    token = TokenStore(tmp_path / "fyers", {}).load(SystemClock().now_ns())
+    world.simulator.desk.check(token.access_token)
+    shown = (out + errors).decode()
+    planted = [*secrets.values(), token.access_token, token.hsm_key]
+    assert [secret for secret in planted if secret in shown] == []
