@@ -208,13 +208,10 @@ class HRMTrainer:
         segment = slots["segment"] + 1
         _, correct = right_cells(logits.detach(), slots["answers"])
         loss = answer_loss(logits, slots["answers"]).mean()
-        halt = F.binary_cross_entropy_with_logits(q[:, 0], correct.float())
+        halt = act.halt_loss(q[:, 0], correct.float()).mean()
         # One segment later the best Q is known: what Q_continue should have said before.
-        value = act.q_targets(correct.float(), q, segment)[:, 1]
-        target = (value - self.settings.segment_price).clamp_min(0.0)
-        onward = F.binary_cross_entropy_with_logits(
-            model.q_head(slots["read"])[:, 1], target, reduction="none"
-        )
+        said = model.q_head(slots["read"])[:, 1]
+        onward = act.onward_loss(said, q, segment, self.settings.segment_price)
         onward = (onward * (segment > 1)).mean()
         descend(self, loss + 0.5 * (halt + onward))
 

@@ -27,7 +27,7 @@ class Conclusion:
 
 
 class AdaptiveComputationTime:
-    """Decide when to halt, draw exploration for training, and give the Q head its targets."""
+    """Decide when to halt, draw exploration for training, and score the Q head."""
 
     def __init__(self, config: AdaptiveComputationConfig) -> None:
         self.m_max = config.m_max
@@ -85,30 +85,30 @@ class AdaptiveComputationTime:
             wants = wants & ~ignored.to(q.device)
         return wants | (depth >= self.m_max)
 
-    def q_targets(self, halt_target: Tensor, next_q: Tensor, next_segments: Tensor | int) -> Tensor:
-        """Return the targets [B, 2] of the Q logits of one segment, detached.
+    def halt_loss(self, halt_logits: Tensor, right: Tensor) -> Tensor:
+        """Return the cross-entropy of Q_halt against how right stopping is, element by element.
 
-        halt_target: [B] in [0, 1], how right stopping is; next_q: [B, 2], Q logits of the segment
-        after; next_segments: its number, counted from 1. At m_max that segment can only halt, so
-        going on is worth what halting there is.
+        right: in [0, 1], of the shape of halt_logits.
         """
-        if bool(((halt_target < 0.0) | (halt_target > 1.0)).any()):
-            raise ValueError(
-                "halt_target must be in [0, 1]: it is the chance that halting is right"
-            )
+        if bool(((right < 0.0) | (right > 1.0)).any()):
+            raise ValueError("right must be in [0, 1]: it is the chance that halting is right")
+        return F.binary_cross_entropy_with_logits(halt_logits, right, reduction="none")
+
+    def onward_loss(
+        self, onward_logits: Tensor, next_q: Tensor, next_segments: Tensor | int, price: float
+    ) -> Tensor:
+        """Return the cross-entropy of Q_continue against what the next segment showed: [B].
+
+        onward_logits: [B], said one segment before; next_q: [B, 2] Q logits of the segment after,
+        taken as given; next_segments: its number, from 1; price: what that segment cost, in chances
+        of being right. At m_max that segment can only halt, so going on is worth what halting there
+        is.
+        """
         following = next_q.detach()
         last = torch.as_tensor(next_segments, device=next_q.device) >= self.m_max
         value = torch.where(last, following[:, 0], following.amax(dim=1))
-        return torch.stack((halt_target.detach().to(value.dtype), torch.sigmoid(value)), dim=1)
-
-    def q_loss(self, q: Tensor, targets: Tensor, has_next: Tensor | None = None) -> Tensor:
-        """Return half the cross-entropies of both Q logits, per row: [B].
-
-        has_next: [B] bool, False where no segment followed, so that going on has no target.
-        """
-        losses = F.binary_cross_entropy_with_logits(q, targets, reduction="none")
-        onward = losses[:, 1] if has_next is None else losses[:, 1] * has_next
-        return 0.5 * (losses[:, 0] + onward)
+        target = (torch.sigmoid(value) - price).clamp_min(0.0)
+        return F.binary_cross_entropy_with_logits(onward_logits, target, reduction="none")
 
     def think(
         self, model: HierarchicalReasoningModel, inputs: ModelInputs, complexity: Tensor

@@ -4,6 +4,7 @@ Post-norm blocks without learned scales and without biases, after arXiv 2506.217
 initialised by the one function at the end.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -124,6 +125,14 @@ class Stack(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, None if drops is None else drops[index], present)
         return x
+
+    def branches(self) -> Iterator[Tensor]:
+        """Yield the last matrix of everything that the blocks add to their input."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                yield module.out.weight
+            elif isinstance(module, SwiGLU):
+                yield module.down.weight
 
     def draw_drops(self, like: Tensor) -> Tensor | None:
         """Draw the dropout masks of one pass or one segment: [layers, B, 1, D], or None.

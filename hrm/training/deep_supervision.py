@@ -29,7 +29,7 @@ from hrm.training.slots import Slots, as_inputs
 
 DEFAULT_TEMPERATURE = 0.5
 DEFAULT_CONTRACTION_WEIGHT = 1.0
-DEFAULT_CONTRACTION_TARGET = 0.8
+DEFAULT_CONTRACTION_TARGET = 0.9  # lower, and the loop forgets what it has worked out
 RUNAWAY_LOSS = 5.0  # all terms are of order one: a rise by five of the smoothed loss is no noise
 
 Source = Callable[[int, np.random.Generator], Samples]
@@ -138,7 +138,7 @@ class DeepSupervision:
         self.settings = settings
         self.generator = generator
         self.steps_done = 0
-        self._source = source
+        self.source = source
         self._config: HRMConfig = model.config
         self._act = AdaptiveComputationTime(model.config.adaptive_computation)
         self._optimiser = _optimiser(model, settings)
@@ -235,7 +235,7 @@ class DeepSupervision:
         return self._slots, len(index)
 
     def _new_slots(self, count: int) -> Slots:
-        samples = self._source(count, self.generator)
+        samples = self.source(count, self.generator)
         inputs = as_inputs(samples.observation)
         act = self._config.adaptive_computation
         z_h, z_l = self.serving.initial_state(count)
@@ -370,17 +370,17 @@ class DeepSupervision:
         later = (slots.segment > 1).nonzero().squeeze(-1)
         if len(later):
             before = slots.read[later, slots.segment[later] - 2]
-            unknown = torch.zeros(len(later))  # what halting was worth is learned below
-            target = self._act.q_targets(unknown, q[later], slots.segment[later])[:, 1]
-            target = target - self.settings.segment_price
-            loss = loss + F.binary_cross_entropy_with_logits(
-                self.model.q_head(before)[:, 1], target.clamp(0.0, 1.0), reduction="sum"
+            onward = self.model.q_head(before)[:, 1]
+            loss = (
+                loss
+                + self._act.onward_loss(
+                    onward, q[later], slots.segment[later], self.settings.segment_price
+                ).sum()
             )
         full = (slots.segment == act.m_max).nonzero().squeeze(-1)
         if len(full):
             agrees = (slots.answers[full] == slots.answers[full, -1:]).float()  # [n, M]
-            scored = self.model.q_head(slots.read[full])[..., 0]  # [n, M]
-            halt = F.binary_cross_entropy_with_logits(scored, agrees, reduction="none")
+            halt = self._act.halt_loss(self.model.q_head(slots.read[full])[..., 0], agrees)
             loss = loss + halt.mean(-1).sum()  # a sample counts once, however deep it went
 
         ignored = self._act.draw_ignored(count)

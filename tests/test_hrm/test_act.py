@@ -89,51 +89,45 @@ def test_each_row_halts_for_itself() -> None:
     assert ACT.should_halt(q, segments, 2).tolist() == [True, False, False, True, False]
 
 
-def test_going_on_is_worth_the_better_choice_of_the_next_segment() -> None:
-    next_q = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]], requires_grad=True)
-    halt_target = torch.tensor([1.0, 0.0, 0.25])
+def test_going_on_is_worth_the_better_choice_of_the_next_segment_less_its_price() -> None:
+    next_q = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [-9.0, -9.0]], requires_grad=True)
+    segments = torch.tensor([5, 15, 16, 5])
+    # The third row's next segment is the sixteenth, which can only halt; no chance is below zero.
+    worth = (torch.sigmoid(torch.tensor([2.0, 2.0, 1.0, -9.0])) - 0.02).clamp_min(0.0)
+    said = torch.logit(worth.clamp_min(1e-6)).requires_grad_()
 
-    targets = ACT.q_targets(halt_target, next_q, torch.tensor([5, 15, 16]))
+    loss = ACT.onward_loss(said, next_q, segments, 0.02)
+    torch.autograd.backward(loss.sum())
 
-    assert targets[:, 0].tolist() == [1.0, 0.0, 0.25]
-    # The last row's next segment is the sixteenth, which can only halt.
-    assert torch.allclose(targets[:, 1], torch.sigmoid(torch.tensor([2.0, 2.0, 1.0])))
-    assert not targets.requires_grad
-
-
-def test_a_halt_target_that_is_no_probability_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"halt_target must be in \[0, 1\]"):
-        ACT.q_targets(torch.tensor([1.5]), torch.zeros(1, 2), 2)
+    assert said.grad is not None
+    assert torch.allclose(said.grad, torch.zeros(4), atol=1e-5)
+    assert bool((ACT.onward_loss(said + 0.5, next_q, segments, 0.02) > loss).all())
+    assert next_q.grad is None
 
 
-@given(halt=st.floats(0.01, 0.99), onward=st.floats(0.01, 0.99))
-def test_the_q_loss_is_least_where_the_logits_say_the_targets(halt: float, onward: float) -> None:
-    targets = torch.tensor([[halt, onward]], dtype=torch.float64)
-    q = torch.logit(targets).requires_grad_()
+@given(chance=st.floats(0.01, 0.99))
+def test_the_halt_loss_is_least_where_q_says_how_right_stopping_is(chance: float) -> None:
+    right = torch.tensor([chance], dtype=torch.float64)
+    q = torch.logit(right).requires_grad_()
 
-    loss = ACT.q_loss(q, targets)
+    loss = ACT.halt_loss(q, right)
     torch.autograd.backward(loss.sum())
 
     assert q.grad is not None
-    assert torch.allclose(q.grad, torch.zeros(1, 2, dtype=torch.float64), atol=1e-9)
-    assert bool((ACT.q_loss(q + 0.5, targets) > loss).all())
+    assert torch.allclose(q.grad, torch.zeros(1, dtype=torch.float64), atol=1e-9)
+    assert bool((ACT.halt_loss(q + 0.5, right) > loss).all())
 
 
-def test_without_a_next_segment_only_halting_is_learned() -> None:
-    q = torch.zeros(2, 2, requires_grad=True)
-    targets = torch.ones(2, 2)
-
-    torch.autograd.backward(ACT.q_loss(q, targets, torch.tensor([True, False])).sum())
-
-    assert q.grad is not None
-    assert q.grad.tolist() == [[-0.25, -0.25], [-0.25, 0.0]]
+def test_a_halt_target_that_is_no_probability_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"right must be in \[0, 1\]"):
+        ACT.halt_loss(torch.zeros(1), torch.tensor([1.5]))
 
 
 def test_a_batch_of_mixed_halting_equals_its_rows_alone() -> None:
     model = a_model(seed=3)
     with torch.no_grad():
         model.q_head.bias.zero_()
-        model.q_head.weight.normal_(generator=torch.Generator().manual_seed(6))
+        model.q_head.weight.normal_(generator=torch.Generator().manual_seed(2))
     act = AdaptiveComputationTime(a_config().adaptive_computation)
     inputs = some_inputs(batch=12)
     complexity = torch.linspace(0.0, 1.0, 12)

@@ -10,12 +10,14 @@ from model_builders import a_model, some_inputs
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
+from hrm.config import HRMConfig, PresetName
 from hrm.convergence import (
     HierarchicalConvergence,
     follow_perturbation,
     perturbation_growth,
     relative_residual,
 )
+from hrm.model import HierarchicalReasoningModel
 
 
 def following(factor: float, cycles: int = 8, threshold: float = 1e-6) -> HierarchicalConvergence:
@@ -110,6 +112,18 @@ def test_a_contracting_core_forgets_a_perturbation_and_a_wild_one_does_not() -> 
     growing = perturbation_growth(wild, encoded, segments=3, seed=1)
 
     assert shrinking < 1.0 < growing
+
+
+@pytest.mark.parametrize("preset", ["production", "medium", "small"])
+def test_every_preset_contracts_before_it_has_learned_but_does_not_forget_at_once(
+    preset: PresetName,
+) -> None:
+    torch.manual_seed(1)
+    model = HierarchicalReasoningModel(HRMConfig.preset(preset))
+    width = model.config.architecture.h_module.hidden_size
+    encoded = torch.randn(4, 1, width, generator=torch.Generator().manual_seed(2))
+
+    assert 0.3 < perturbation_growth(model.core, encoded, segments=2, seed=1) < 1.0
 
 
 def test_measuring_growth_leaves_training_on_and_draws_the_same_each_time() -> None:
