@@ -9,6 +9,8 @@ TraderError
 └── BrokerError
     ├── BrokerUnavailable  the outcome is unknown: ask the broker, never repeat an order
     └── BrokerRejected     the broker said no
+        ├── LoginNeeded    it takes no call before a login
+        └── TooManyCalls   the budget of calls is used up for now
 
 `hrm/` raises ValueError for bad tensors and its own IntegrityError for weights that do not match.
 """
@@ -59,3 +61,17 @@ class BrokerRejected(BrokerError):
     def __init__(self, reason: str, kind: RejectKind = "permanent") -> None:
         super().__init__(reason)
         self.kind: RejectKind = kind
+
+
+class LoginNeeded(BrokerRejected):
+    """The broker does not take the access token: hrm-trader login. Nothing was carried out."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "auth")
+
+
+class TooManyCalls(BrokerRejected):
+    """The call was not made, or not carried out: the budget of calls is used up for now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "rate")

@@ -10,11 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from actors.messages import Tick
+from actors.messages import Alert, Tick
 from daemon.brokers.fyers.data_socket import DataSocket, SocketTimes
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.login import claims_of
 from daemon.clock import SystemClock
+from daemon.errors import BrokerRejected, ConfigError, LoginNeeded, TooManyCalls, TraderError
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
 TOPICS = {"sf|nse_cm|3045": SBIN, "if|nse_cm|Nifty 50": NIFTY}
@@ -31,6 +32,8 @@ class Feed:
         self.simulator = simulator
         self._http = http
         self.keys = 0
+        self.problems: list[TraderError | None] = []  # of the next questions for a key
+        self.alerts: list[Alert] = []
 
     def socket(
         self,
@@ -40,6 +43,8 @@ class Feed:
     ) -> DataSocket:
         async def session_key() -> str:
             self.keys += 1
+            if self.problems and (problem := self.problems.pop(0)) is not None:
+                raise problem
             return str(claims_of(self.simulator.token())["hsm_key"])
 
         async def resolve() -> Mapping[str, str]:
@@ -54,6 +59,7 @@ class Feed:
             clock=SystemClock(),
             random=Random(1),
             times=QUICK,
+            on_alert=self.alerts.append,
         )
 
     async def read(self, socket: DataSocket, enough: Callable[[list[Tick]], bool]) -> list[Tick]:
@@ -175,6 +181,54 @@ async def test_a_symbol_without_a_record_is_named_silent(feed: Feed) -> None:
     await feed.read(socket, several_of_both)
 
     assert "NSE:NOBODY-EQ" in socket.silent(0.0)
+
+
+async def test_a_missing_login_is_told_once_and_tried_again_until_there_is_one(feed: Feed) -> None:
+    feed.problems = [LoginNeeded("run hrm-trader login")] * 3
+
+    await feed.read(feed.socket(), several_of_both)
+
+    assert feed.keys == 4
+    (alert,) = feed.alerts
+    assert (alert.severity, alert.runbook) == ("critical", "Feed refused")
+    assert "hrm-trader login" in alert.text
+
+
+async def test_a_used_up_budget_of_calls_is_waited_for_without_an_alert(feed: Feed) -> None:
+    feed.problems = [TooManyCalls("the next one may go in 9 s")] * 2
+
+    await feed.read(feed.socket(), several_of_both)
+
+    assert feed.keys == 3
+    assert feed.alerts == []
+
+
+@pytest.mark.parametrize(
+    "problem", [BrokerRejected("no such symbol: NSE:NOBODY-EQ"), ConfigError("key can be read")]
+)
+async def test_what_no_waiting_mends_ends_a_feed_that_never_flowed(
+    feed: Feed, problem: TraderError
+) -> None:
+    feed.problems = [problem]
+
+    with pytest.raises(type(problem), match=str(problem)):
+        await feed.read(feed.socket(), several_of_both)
+
+    assert [alert.runbook for alert in feed.alerts] == ["Feed refused"]
+
+
+async def test_a_feed_that_has_flowed_outlives_a_refused_symbol(feed: Feed) -> None:
+    feed.problems = [None, *[BrokerRejected("no such symbol")] * 2, None, ConfigError("no key")]
+    feed.simulator.faults.inject("data_abort", after=6)
+    feed.simulator.faults.inject("data_abort", after=20)
+    socket = feed.socket()
+
+    await feed.read(socket, lambda ticks: feed.keys == 6 and several_of_both(ticks[-20:]))
+
+    assert [alert.text for alert in feed.alerts] == [
+        "no market data: no such symbol",
+        "no market data: no key",
+    ]
 
 
 @pytest.mark.parametrize(("failures", "least", "most"), [(0, 0.25, 0.5), (3, 2, 4), (99, 30, 60)])

@@ -1,6 +1,7 @@
 """Our REST client and login against the simulator: errors by kind, nothing repeated, no secrets."""
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -13,6 +14,8 @@ from random import Random
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.login import LoginFields, Token, TokenStore, fields_from, log_in
@@ -20,13 +23,19 @@ from daemon.brokers.fyers.rest import (
     CallTimes,
     Endpoints,
     FyersRest,
-    LoginNeeded,
     Rejected,
-    TooManyCalls,
+    scrubbed,
 )
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import NS_PER_SECOND, SystemClock
-from daemon.errors import BrokerError, BrokerUnavailable, ConfigError
+from daemon.errors import (
+    BrokerError,
+    BrokerRejected,
+    BrokerUnavailable,
+    ConfigError,
+    LoginNeeded,
+    TooManyCalls,
+)
 from daemon.login_command import simulated
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
@@ -271,3 +280,38 @@ async def test_the_command_keeps_a_token_and_prints_no_secret(world: World, tmp_
     shown = (out + errors).decode()
     planted = [*secrets.values(), token.access_token, token.hsm_key]
     assert [secret for secret in planted if secret in shown] == []
+
+
+def test_a_missing_login_and_a_used_up_budget_are_rejects_of_their_kinds() -> None:
+    errors = [LoginNeeded("x"), TooManyCalls("x"), Rejected("market is closed", -50)]
+
+    assert all(isinstance(error, BrokerRejected) for error in errors)
+    assert [error.kind for error in errors] == ["auth", "rate", "retryable"]
+
+
+def test_a_message_of_the_broker_is_shown_without_keys_and_line_breaks() -> None:
+    token = "eyJ0eXAiOiJKV1Qi.eyJpc3MiOiJhcGk.S5x-9_Qq" + "A" * 30
+
+    shown = scrubbed(f"Invalid PIN 4711 of XX00001\nfor {token}", "4711", "XX00001")
+
+    assert shown == "Invalid PIN *** of *** for ***"
+
+
+async def test_a_refused_login_does_not_show_what_the_broker_repeats(world: World) -> None:
+    async def repeat(request: web.Request) -> web.Response:
+        said = await request.text()
+        return web.json_response(
+            {"s": "error", "code": -1, "message": f"unknown {said} {world.who.fy_id}"}, status=400
+        )
+
+    app = web.Application()
+    app.router.add_post("/vagator/v2/send_login_otp_v2", repeat)
+    async with TestServer(app) as server:
+        endpoints = simulated(str(server.make_url("")))
+        with pytest.raises(LoginNeeded) as refused:
+            await log_in(world.who, world.http, endpoints, SystemClock())
+
+    shown = str(refused.value)
+    assert "unknown" in shown
+    assert world.who.fy_id not in shown
+    assert base64.b64encode(world.who.fy_id.encode()).decode() not in shown

@@ -15,10 +15,17 @@ from typing import Final, Literal
 
 import aiohttp
 
-from actors.messages import Tick
+from actors.messages import Alert, Tick
 from daemon.brokers.fyers import hsm
 from daemon.clock import Clock
-from daemon.errors import BrokerUnavailable
+from daemon.errors import (
+    BrokerRejected,
+    BrokerUnavailable,
+    ConfigError,
+    LoginNeeded,
+    TooManyCalls,
+    TraderError,
+)
 from daemon.logs import get_logger
 
 State = Literal["connecting", "live", "lost", "refused"]
@@ -45,17 +52,14 @@ class SocketTimes:
         return full * (0.5 + 0.5 * random.random())
 
 
-class _Refused(BrokerUnavailable):
-    """The server does not take the session key."""
-
-
 class DataSocket:
     """Yield ticks of symbols, for ever, through any number of connections.
 
     `session_key` returns a key that is good now; it is asked before every connection, since keys
     die daily. `resolve` returns the symbol of each topic to subscribe. `is_open` says whether the
-    market trades at an instant: a closed market may be silent. Event times are the exchange's, in
-    whole seconds. Use from one event loop, with one reader.
+    market trades at an instant: a closed market may be silent. `on_alert` hears once per outage
+    what only a person can mend. Event times are the exchange's, in whole seconds. Use from one
+    event loop, with one reader.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class DataSocket:
         clock: Clock,
         random: Random,
         times: SocketTimes | None = None,
+        on_alert: Callable[[Alert], None] = lambda _: None,
     ) -> None:
         self._url = url
         self._http = http
@@ -78,10 +83,13 @@ class DataSocket:
         self._clock = clock
         self._random = random
         self._times = times or SocketTimes()
+        self._on_alert = on_alert
         self._log = get_logger(part="data_socket")
         self._symbols: Mapping[str, str] = {}  # topic -> symbol
         self._seen_ns: dict[str, int] = {}  # symbol -> monotonic time of its last record
         self._connected_ns = 0  # monotonic
+        self._has_flowed = False  # whether data has ever come
+        self._is_told = False  # whether a person has heard of this outage
         self.state: State = "connecting"
         self.problem = ""  # why the last connection ended
         self.connections = 0
@@ -100,7 +108,13 @@ class DataSocket:
         )
 
     async def ticks(self) -> AsyncGenerator[Tick, None]:
-        """Yield ticks as they come; connect again, later each time, until data flows."""
+        """Yield ticks as they come; connect again, later each time, until data flows.
+
+        What passes is tried again, also a missing login, since the next key may be a good one. A
+        refused symbol and a setting that cannot be used pass by no waiting: before any data has
+        come they are raised (BrokerRejected, ConfigError); after that a new try costs less than a
+        feed that has ended.
+        """
         failures = 0
         while True:
             self.state = "connecting"
@@ -108,11 +122,14 @@ class DataSocket:
                 async with aclosing(self._connection()) as stream:
                     async for tick in stream:
                         failures = 0  # not before: a server that accepts, then fails, is failing
+                        self._has_flowed, self._is_told = True, False
                         yield tick
-            except _Refused as error:
-                self.state, self.problem = "refused", str(error)
-            except (aiohttp.ClientError, BrokerUnavailable, OSError) as error:
+            except (aiohttp.ClientError, BrokerUnavailable, TooManyCalls, OSError) as error:
                 self.state, self.problem = "lost", f"{type(error).__name__}: {error}"
+            except (BrokerRejected, ConfigError) as error:
+                self._refused(error)
+                if not (self._has_flowed or isinstance(error, LoginNeeded)):
+                    raise
             delay_s = self._times.delay_s(failures, self._random)
             failures += 1
             self._log.warning(
@@ -122,6 +139,20 @@ class DataSocket:
                 retry_s=round(delay_s, 2),
             )
             await asyncio.sleep(delay_s)
+
+    def _refused(self, error: TraderError) -> None:
+        """Note what no waiting mends, and tell it once per outage."""
+        self.state, self.problem = "refused", str(error)
+        if not self._is_told:
+            self._is_told = True
+            alert = Alert(
+                severity="critical",
+                text=f"no market data: {error}",
+                runbook="Feed refused",
+                at_ns=self._clock.now_ns(),
+                source="data_socket",
+            )
+            self._on_alert(alert)
 
     async def _connection(self) -> AsyncGenerator[Tick, None]:
         """Yield the ticks of one connection; raises when it ends, which it always does."""
@@ -157,7 +188,7 @@ class DataSocket:
             answer = self._decoded(decoder, await socket.receive())
             if isinstance(answer, hsm.Answer) and answer.type == hsm.AUTHENTICATE:
                 if not answer.is_accepted:
-                    raise _Refused("the session key was refused: log in again (hrm-trader login)")
+                    raise LoginNeeded("the session key was refused: run hrm-trader login")
                 return answer.ack_every
 
     async def _stream(

@@ -23,9 +23,9 @@ import msgspec
 import pyotp
 from cryptography.fernet import Fernet, InvalidToken
 
-from daemon.brokers.fyers.rest import Endpoints, LoginNeeded
+from daemon.brokers.fyers.rest import Endpoints, scrubbed
 from daemon.clock import NS_PER_SECOND, Clock
-from daemon.errors import BrokerUnavailable, ConfigError
+from daemon.errors import BrokerUnavailable, ConfigError, LoginNeeded
 
 CREDENTIAL: Final = "fyers-key"
 CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
@@ -38,6 +38,9 @@ FIELD_VARIABLES: Final[Mapping[str, str]] = {
     "totp_secret": "FYERS_TOTP_SECRET",
 }
 _ANSWER_S: Final = 15.0
+_SECRET_PARTS: Final = frozenset(
+    {"fy_id", "fyers_id", "request_key", "otp", "identifier", "appIdHash", "code"}
+)
 _WEB_APP: Final = "2"  # what the broker's own login page says that it is
 
 
@@ -220,8 +223,11 @@ async def _post(
     if not isinstance(answer, dict):
         raise BrokerUnavailable(f"login step {step}: HTTP {status} without a JSON object")
     if status >= 400 or answer.get("s") == "error":
-        code, text = answer.get("code"), answer.get("message", "")
-        raise LoginNeeded(f"login step {step} was refused: {text} (code {code})")
+        sent = [str(value) for name, value in body.items() if name in _SECRET_PARTS]
+        text = scrubbed(str(answer.get("message", "")), bearer, *sent, *map(_readable, sent))
+        raise LoginNeeded(
+            f"login step {step} was refused: {text} (code {answer.get('code')!r:.20})"
+        )
     return answer
 
 
@@ -234,6 +240,14 @@ def _text(answer: Any, key: str) -> str:
 
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def _readable(sent: str) -> str:
+    """Return what a value says in base64, empty if it is none: the broker may show it so."""
+    try:
+        return base64.b64decode(sent, validate=True).decode()
+    except ValueError:
+        return ""
 
 
 def _write_private(path: Path, content: bytes) -> None:

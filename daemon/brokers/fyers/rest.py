@@ -7,6 +7,7 @@ LoginNeeded, TooManyCalls, and BrokerUnavailable, where nothing is known. Only r
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,13 +18,17 @@ import aiohttp
 
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.clock import Clock
-from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable
+from daemon.errors import BrokerRejected, BrokerUnavailable, LoginNeeded, TooManyCalls
+from daemon.reject_circuit import reject_kind
 
 JsonObject = dict[str, Any]
 
 MOST_TOKENS: Final = 500  # symbols of one symbol-token call
 _LOGIN_CODES: Final = frozenset({-8, -15, -16, -17})
 _TOO_MANY: Final = -429
+_HIDDEN: Final = "***"
+_KEY: Final = re.compile(r"[\w+/=.-]{24,}")  # no word, symbol or order id is so long
+_LONGEST_MESSAGE: Final = 300
 _UNACKNOWLEDGED: Final = 201  # taken, but the exchange has not said anything
 _SEGMENTS: Final[Mapping[str, str]] = {
     "1010": "nse_cm",
@@ -37,19 +42,11 @@ _SEGMENTS: Final[Mapping[str, str]] = {
 }
 
 
-class LoginNeeded(BrokerError):
-    """The broker does not take the access token: hrm-trader login."""
-
-
-class TooManyCalls(BrokerError):
-    """The call was not made, or not carried out: the budget of calls is used up for now."""
-
-
 class Rejected(BrokerRejected):
     """The broker refused the call for good; `code` is its own number."""
 
     def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
+        super().__init__(text, reject_kind(code, text))
         self.code = code
 
 
@@ -244,7 +241,7 @@ class FyersRest:
                 raise TooManyCalls(f"{call}: the broker says that there were too many calls")
             raise BrokerUnavailable(f"{call}: HTTP {status} without a JSON object")
         code = answer.get("code", 0)
-        message = str(answer.get("message", ""))
+        message = scrubbed(str(answer.get("message", "")))
         if status == 429 or code == _TOO_MANY:
             self._ledger.note_refusal()
             raise TooManyCalls(f"{call}: {message or 'too many calls'}")
@@ -255,6 +252,17 @@ class FyersRest:
         if status >= 400 or answer.get("s") == "error":
             raise Rejected(f"{message} (code {code})", code if isinstance(code, int) else 0)
         return answer
+
+
+def scrubbed(text: str, *sent: str) -> str:
+    """Return a broker's message fit for a log: without what was sent, keys and tokens, and short.
+
+    sent: values that must not show, such as a PIN, which no pattern would know.
+    """
+    for value in sorted(filter(None, sent), key=len, reverse=True):
+        text = text.replace(value, _HIDDEN)
+    shown = "".join(char if char.isprintable() else " " for char in _KEY.sub(_HIDDEN, text))
+    return shown[:_LONGEST_MESSAGE]
 
 
 def _object(answer: JsonObject, key: str) -> JsonObject:
