@@ -124,7 +124,8 @@ class TrainingConfig(Block):
     """Set what training must know about the model: which steps carry gradients, and the batch.
 
     gradient `one_step` follows the last L and the last H update, `last_cycle` the whole last
-    cycle. Both keep memory flat in n_cycles. one_step_gradient must agree with it.
+    cycle. Both keep memory flat in n_cycles. one_step_gradient must agree with it. One optimiser
+    step a segment is the only way to train, so deep_supervision can only be true.
     """
 
     deep_supervision: bool = True
@@ -132,6 +133,15 @@ class TrainingConfig(Block):
     segment_batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0.0)
     gradient: Literal["one_step", "last_cycle"] = "one_step"
+
+    @model_validator(mode="after")
+    def _supervision_is_deep(self) -> Self:
+        if not self.deep_supervision:
+            raise ValueError(
+                "deep_supervision is false: the model is trained segment by segment only, set it "
+                "to true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gradient_keys_agree(self) -> Self:

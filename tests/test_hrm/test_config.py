@@ -70,6 +70,10 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
             ("one_step_gradient is false", "gradient: last_cycle"),
         ),
         (
+            {"training": {"deep_supervision": False}},
+            ("deep_supervision is false", "set it to true"),
+        ),
+        (
             {"training": {"gradient": "last_cycle"}},
             ("one_step_gradient is true", "one_step_gradient: false"),
         ),
