@@ -323,6 +323,6 @@ def _one_of(row: Mapping[str, Any], name: str, choices: tuple[int, ...]) -> int:
 
 def _price(row: Mapping[str, Any], name: str) -> Decimal:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not value > 0:
         raise ValueError(f"{name} must be a price above 0, was {value!r}")
     return Decimal(str(value))
