@@ -39,15 +39,19 @@ def load_thinker(
     """
     if not plan.model_digest:
         return None
-    from hrm.agent import HRMAgent  # noqa: PLC0415 - loads torch, which only this process needs
+    from hrm.agent import HRMAgent  # noqa: PLC0415 - loads the runtime, which only this one needs
 
     limits = Settings.model_validate(plan.settings).hierarchical_reasoning_model
+    if "onnxruntime" not in plan.versions:  # begun before there was a choice
+        limits = limits.changed(performance={"engine": "eager"})
     agent = HRMAgent.load(Path(plan.models_dir), monotonic_ns, limits)
     if agent.digest != plan.model_digest:
         raise IntegrityError(
             f"{plan.models_dir} holds model {agent.digest}, the session began with "
             f"{plan.model_digest}: put it back, or begin a new session"
         )
+    if agent.choice is not None and agent.choice.reason:
+        get_logger(model=agent.digest).warning("slower engine", reason=agent.choice.reason)
     agent.warm_up()
     return agent
 

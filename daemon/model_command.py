@@ -11,6 +11,7 @@ import typer
 
 from daemon.errors import ConfigError
 from daemon.settings import load_settings
+from hrm.config import EngineName
 from hrm.manifest import IntegrityError
 
 ROWS = ("parameters", "file_mb", "segments", "cycles", "timesteps")
@@ -27,22 +28,24 @@ def model(
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Verify the released model; print its size and scores, and the production size."""
-    folder = models or load_settings(config, overrides={}, demo=True).session.model_dir
-    answer = describe(folder)
+    """Verify the released model; print size, scores and engine, and the production size."""
+    settings = load_settings(config, overrides={}, demo=True)
+    wanted = settings.hierarchical_reasoning_model.performance.engine
+    answer = describe(models or settings.session.model_dir, wanted)
     print(json.dumps(answer) if as_json else "\n".join(_table(answer)))
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, wanted: EngineName = "auto") -> dict[str, Any]:
     """Return what the command prints; raise ConfigError if the released model cannot be used."""
     from hrm.description import (  # noqa: PLC0415 - loads torch, which no other command needs
-        ENGINE,
+        describe_engine,
         describe_production,
         describe_release,
     )
 
     try:
         released = describe_release(folder)
+        engine = describe_engine(folder, wanted)
     except IntegrityError as error:
         raise ConfigError(str(error)) from error
     production = describe_production()
@@ -50,7 +53,9 @@ def describe(folder: Path) -> dict[str, Any]:
         "parameters": production["parameters"],
         "file_mb": production["file_mb"],
         "parts": production["parts"],
-        "engine": ENGINE,
+        "engine": engine["name"],
+        "engine_difference": engine["difference"],
+        "engine_reason": engine["reason"],
         "released": released,
         "production": production,
     }
@@ -60,9 +65,10 @@ def _table(answer: dict[str, Any]) -> list[str]:
     released, production = answer["released"], answer["production"]
     rows = {key: (released[key], production[key]) for key in ROWS}
     rows |= {part: (released["parts"][part], count) for part, count in production["parts"].items()}
+    because = f": {answer['engine_reason']}" if answer["engine_reason"] else ""
     return [
         f"released    {released['name']}, SHA-256 verified, of {released['created']}",
-        f"engine      {answer['engine']}",
+        f"engine      {answer['engine']}{because}",
         f"{'':12}{'released':>12}{'production':>14}",
         *(f"{name:12}{left:>12,}{right:>14,}" for name, (left, right) in rows.items()),
     ]

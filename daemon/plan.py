@@ -16,7 +16,7 @@ from daemon.errors import ReplayError
 
 FORMAT = 1
 FILE_NAME = "session.json"
-_VERSIONED = ("hrm-trading-daemon", "numpy", "torch", "redis", "msgspec")
+_VERSIONED = ("hrm-trading-daemon", "numpy", "onnxruntime", "torch", "redis", "msgspec")
 
 
 class MarketPlan(msgspec.Struct, frozen=True, kw_only=True):

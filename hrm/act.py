@@ -11,11 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor
 
 from hrm.config import AdaptiveComputationConfig
+from hrm.halting import min_segments
 from hrm.model import Heads, HierarchicalReasoningModel, ModelInputs
 from hrm.state import HRMState
-
-HIGH_COMPLEXITY, MEDIUM_COMPLEXITY = 0.8, 0.5
-HIGH_FLOOR, MEDIUM_FLOOR, LOW_FLOOR = 4, 2, 1  # segments
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,7 @@ class AdaptiveComputationTime:
 
         A soft floor: it yields to a deadline, and the caller sees to that.
         """
-        if not 0.0 <= complexity <= 1.0:
-            raise ValueError(f"complexity must be in [0, 1], was {complexity}")
-        if complexity > HIGH_COMPLEXITY:
-            floor = HIGH_FLOOR
-        elif complexity > MEDIUM_COMPLEXITY:
-            floor = MEDIUM_FLOOR
-        else:
-            floor = LOW_FLOOR
-        return min(floor, self.m_max)
+        return min_segments(complexity, self.m_max)
 
     def draw_floors(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw the least depth of `count` training episodes: [count] int64, on the CPU.

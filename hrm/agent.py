@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hrm.act import AdaptiveComputationTime
 from hrm.config import ACCOUNT_WIDTH, Action, HRMConfig
-from hrm.convergence import HierarchicalConvergence
-from hrm.engine import EagerEngine, Engine, Reading
+from hrm.engine import Batch, Engine, Reading
+from hrm.engine_choice import EngineChoice, choose_engine
 from hrm.features import FEATURE_SCHEMA_SHA256
-from hrm.integrity import load_release
+from hrm.halting import min_segments, should_halt
 from hrm.manifest import IntegrityError, Manifest
-from hrm.model import ModelInputs
+from hrm.residuals import HierarchicalConvergence
 from hrm.thought import (
     DeadlineBudget,
     Observation,
@@ -27,6 +25,7 @@ from hrm.thought import (
     StopReason,
     Thought,
 )
+from hrm.weights import load_weights
 
 NS_PER_MS, NS_PER_US = 1_000_000, 1_000
 WARM_UP_DECISIONS, WARM_UP_CYCLES = 3, 16
@@ -71,15 +70,17 @@ class HRMAgent:
         manifest: Manifest,
         clock_ns: Callable[[], int],
         limits: HRMConfig | None = None,
+        choice: EngineChoice | None = None,
     ) -> None:
         entry = manifest.models[manifest.released]
         self.manifest = manifest
         self.config = _limited(entry.config, limits or entry.config)
         self.digest = entry.sha256
+        self.choice = choice  # None where the caller brought an engine
         self._engine = engine
         self._vocabularies = entry.vocabularies
         self._clock_ns = clock_ns
-        self._act = AdaptiveComputationTime(self.config.adaptive_computation)
+        self._m_max = self.config.adaptive_computation.m_max
         self._cycle_cost = CostEstimate()
         self._finish_cost = CostEstimate()
 
@@ -88,14 +89,16 @@ class HRMAgent:
         cls, models_dir: Path, clock_ns: Callable[[], int], limits: HRMConfig | None = None
     ) -> Self:
         """Load the released model; raise IntegrityError if any of it is not what it should be."""
-        release = load_release(models_dir)
-        trained_on = release.entry.features.schema_sha256
+        weights = load_weights(models_dir)
+        trained_on = weights.entry.features.schema_sha256
         if trained_on != FEATURE_SCHEMA_SHA256:
             raise IntegrityError(
-                f"{models_dir / release.name} was trained on features {trained_on}, this version "
+                f"{models_dir / weights.name} was trained on features {trained_on}, this version "
                 f"makes {FEATURE_SCHEMA_SHA256}: install the version it belongs to, or train again"
             )
-        return cls(EagerEngine(release.model), release.manifest, clock_ns, limits)
+        wanted = (limits or weights.entry.config).performance.engine
+        engine, choice = choose_engine(models_dir, weights, wanted)
+        return cls(engine, weights.manifest, clock_ns, limits, choice)
 
     def warm_up(self) -> None:
         """Think a few times about nothing, so that first costs are paid and later ones known."""
@@ -122,7 +125,7 @@ class HRMAgent:
         started_ns = self._clock_ns()
         self._check_budget(budget)
         inputs = self._inputs(observation)
-        floor = self._act.min_segments(observation.complexity)
+        floor = min_segments(observation.complexity, self._m_max)
         convergence = HierarchicalConvergence(self.config.convergence.convergence_thresh)
         encoded = self._engine.encode(inputs)
         state = self._engine.start(encoded)
@@ -166,7 +169,7 @@ class HRMAgent:
 
     @property
     def _max_cycles(self) -> int:
-        return self.config.convergence.n_cycles * self._act.m_max
+        return self.config.convergence.n_cycles * self._m_max
 
     def _cycle(self, state: Any, encoded: Any, convergence: HierarchicalConvergence) -> Any:
         before_ns = self._clock_ns()
@@ -188,10 +191,10 @@ class HRMAgent:
             return "deadline"
         segments, into_the_next = divmod(cycles, self.config.convergence.n_cycles)
         if into_the_next == 0:
-            if segments >= self._act.m_max:
+            if segments >= self._m_max:
                 return "max_segments"
-            q = torch.from_numpy(self._read(state).q)
-            if bool(self._act.should_halt(q, segments, floor)):
+            q_halt, q_continue = self._read(state).q[0].tolist()
+            if should_halt(q_halt, q_continue, segments, floor, self._m_max):
                 return "halted"
         if convergence.is_converged():
             return "converged"
@@ -223,8 +226,8 @@ class HRMAgent:
                         f"{cycles}: replay with the model that made the recording"
                     )
 
-    def _inputs(self, observation: Observation) -> ModelInputs:
-        """Turn an observation into a batch of one; copies, since tensors share memory."""
+    def _inputs(self, observation: Observation) -> Batch:
+        """Turn an observation into a batch of one."""
         sizes = self.config.inputs
         shapes = {
             "bars": (sizes.window_bars, sizes.n_features),
@@ -248,13 +251,13 @@ class HRMAgent:
             )
         instrument = self._vocabularies.instrument_row(observation.instrument)
         timeframe = self._vocabularies.timeframe_row(observation.timeframe)
-        return ModelInputs(
-            bars=torch.tensor(observation.bars[None], dtype=torch.float32),
-            bars_mask=torch.tensor(observation.mask[None], dtype=torch.bool),
-            instrument=torch.tensor([instrument]),
-            timeframe=torch.tensor([timeframe]),
-            account=torch.tensor(observation.account[None], dtype=torch.float32),
-            context=torch.tensor(observation.context[None], dtype=torch.float32),
+        return Batch(
+            bars=np.asarray(observation.bars[None], np.float32),
+            bars_mask=np.asarray(observation.mask[None], np.bool_),
+            instrument=np.array([instrument], np.int64),
+            timeframe=np.array([timeframe], np.int64),
+            account=np.asarray(observation.account[None], np.float32),
+            context=np.asarray(observation.context[None], np.float32),
         )
 
 

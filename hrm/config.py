@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ACCOUNT_WIDTH = 6  # numbers in ModelInputs.account
 
+EngineName = Literal["auto", "eager", "onnx"]
 PresetName = Literal["production", "medium", "small"]
 
 
@@ -155,11 +156,15 @@ class TrainingConfig(Block):
 
 
 class PerformanceConfig(Block):
-    """Set the limits that the daemon and the trainer hold."""
+    """Set the limits that the daemon and the trainer hold, and what runs the model.
+
+    engine: `auto` is the fast one where it agrees with the reference at load, else the eager one.
+    """
 
     max_inference_time_ms: float = Field(default=50.0, gt=0.0)
     memory_limit_gb: float = Field(default=4.0, gt=0.0)
     enable_profiling: bool = True
+    engine: EngineName = "auto"
 
 
 class InputsConfig(Block):

@@ -4,21 +4,22 @@ The released one is verified first, so what is said of it is said of the weights
 """
 
 import tempfile
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hrm.config import HRMConfig
-from hrm.engine import EagerEngine
+from hrm.config import EngineName, HRMConfig
+from hrm.engine_choice import choose_engine
 from hrm.features import FEATURE_NAMES, FEATURE_SCHEMA_SHA256
 from hrm.integrity import load_release, save_release
 from hrm.manifest import FeatureRecord, IntegrityError, ModelCard
 from hrm.model import HierarchicalReasoningModel
+from hrm.weights import load_weights
 
 BYTES_PER_MB = 1_000_000
-ENGINE = EagerEngine.__name__  # what HRMAgent.load serves with
 
 
 def describe_release(directory: Path) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def describe_release(directory: Path) -> dict[str, Any]:
         "scores": entry.scores,
         "created": entry.created,
     }
+
+
+def describe_engine(directory: Path, wanted: EngineName) -> dict[str, Any]:
+    """Say what serves the released model here, how far it is from the reference, and why."""
+    return asdict(choose_engine(directory, load_weights(directory), wanted)[1])
 
 
 @cache

@@ -1,27 +1,69 @@
 """Engines: how the model is run where milliseconds count. Training does not go through here.
 
 An engine is four steps of one decision and keeps nothing between them, so that the caller may stop
-after any cycle and still hold a state to read.
+after any cycle and still hold a state to read. Nothing here imports torch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hrm.convergence import relative_residual
-from hrm.model import HierarchicalReasoningModel, ModelInputs, State
+from hrm.config import ACCOUNT_WIDTH, HRMConfig
 
 Encoded = TypeVar("Encoded")
 Thinking = TypeVar("Thinking")
 Floats = NDArray[np.float32]
 
-SMALLEST_NORMAL = 2.0**-1022  # half of it is a denormal, which a flushing processor turns into zero
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold observations as arrays: names, shapes and types as in hrm.model.ModelInputs."""
+
+    bars: Floats
+    bars_mask: NDArray[np.bool_]
+    instrument: NDArray[np.int64]
+    timeframe: NDArray[np.int64]
+    account: Floats
+    context: Floats
+
+    def __len__(self) -> int:
+        """Count the observations."""
+        return len(self.bars)
+
+    def check(self, config: HRMConfig) -> None:
+        """Raise ValueError naming an array of the wrong form, or a number that cannot be read."""
+        rows, sizes = len(self), config.inputs
+        window = (rows, sizes.window_bars)
+        forms: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "bars": ((*window, sizes.n_features), np.float32),
+            "bars_mask": (window, np.bool_),
+            "instrument": ((rows,), np.int64),
+            "timeframe": ((rows,), np.int64),
+            "account": ((rows, ACCOUNT_WIDTH), np.float32),
+            "context": ((rows, sizes.n_context), np.float32),
+        }
+        for name, (shape, dtype) in forms.items():
+            value: NDArray[Any] = getattr(self, name)
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype)} of shape {list(shape)}, was {value.dtype} "
+                    f"of shape {list(value.shape)}"
+                )
+            if not np.isfinite(value).all():
+                place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(value))[0])
+                raise ValueError(
+                    f"{name}{list(place)} is {value[place]}: every input must be finite, absent "
+                    "bars are zeros with bars_mask False"
+                )
+        for name, size in (("instrument", sizes.instruments), ("timeframe", sizes.timeframes)):
+            outside = [row for row in getattr(self, name).tolist() if not 0 <= row < size]
+            if outside:
+                raise ValueError(
+                    f"{name} {outside[0]} is outside the vocabulary 0..{size - 1}: use 0 for an "
+                    "unknown one, or train with it"
+                )
 
 
 @dataclass(frozen=True)
@@ -38,7 +80,7 @@ class Reading:
 class Engine(Protocol[Encoded, Thinking]):
     """Run a model step by step; what an encoding and a state are is the engine's own business."""
 
-    def encode(self, inputs: ModelInputs) -> Encoded:
+    def encode(self, batch: Batch) -> Encoded:
         """Read a batch once; raise ValueError naming an input that is wrong."""
         ...
 
@@ -57,61 +99,3 @@ class Engine(Protocol[Encoded, Thinking]):
     def read(self, state: Thinking) -> Reading:
         """Read the heads; valid after every cycle."""
         ...
-
-
-class EagerEngine:
-    """Run the model as written, in float32: the reference that any faster engine is held to.
-
-    Sets torch to `threads` compute threads for the whole process (two on two cores lose to one as
-    soon as anything else runs), so make it in the process that serves, not in one that trains.
-    """
-
-    def __init__(self, model: HierarchicalReasoningModel, *, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
-        self._model = model.eval()
-
-    def encode(self, inputs: ModelInputs) -> Tensor:
-        """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
-        with _serving():
-            config = self._model.config
-            inputs.check_form(config, self._model.core.z_h_start.device)
-            inputs.check(config)
-            return self._model.encode(inputs)
-
-    def start(self, encoded: Tensor) -> State:
-        """Return the fixed state that thinking starts from."""
-        with _serving():
-            return self._model.initial_state(len(encoded), encoded.device)
-
-    def cycle(self, state: State, encoded: Tensor) -> State:
-        """Return the state one cycle later; the one given stays readable."""
-        with _serving():
-            return self._model.cycle(state, encoded)
-
-    def residual(self, before: State, after: State) -> tuple[float, float]:
-        """Return the relative residuals of H and of L, the largest over the batch."""
-        with _serving():
-            h, low = (relative_residual(b, a).max() for b, a in zip(before, after, strict=True))
-            return float(h), float(low)
-
-    def read(self, state: State) -> Reading:
-        """Read the heads as numpy."""
-        with _serving():
-            heads = self._model.heads(state)
-            return Reading(**{name: value.cpu().numpy() for name, value in vars(heads).items()})
-
-
-@contextmanager
-def _serving() -> Iterator[None]:
-    """Turn gradients off and denormals to zero, and leave the thread as it was.
-
-    Both are switches of the calling thread, so they are set in every call and not once. A state
-    that converges makes ever smaller differences, and processors are slow on denormal ones.
-    """
-    was_flushing = SMALLEST_NORMAL / 2.0 == 0.0
-    torch.set_flush_denormal(True)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_flush_denormal(was_flushing)

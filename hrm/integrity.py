@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
 
 from hrm.manifest import (
     MANIFEST_NAME,
@@ -27,6 +26,7 @@ from hrm.manifest import (
     verified_bytes,
 )
 from hrm.model import HierarchicalReasoningModel
+from hrm.weights import check_fit
 
 MAX_FILE_BYTES = 100_000_000  # the most that a fresh clone should have to carry
 
@@ -60,7 +60,7 @@ def load_release(directory: Path, name: str | None = None) -> Release:
             "with hrm-train"
         ) from error
     model = HierarchicalReasoningModel(config)
-    _check_fit(path, tensors, model.state_dict())
+    check_fit(path, tensors, config)
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return Release(model.eval(), manifest, name)
 
@@ -95,19 +95,6 @@ def save_release(
     _write_atomically(directory / name, data)
     _write_atomically(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode())
     return entry
-
-
-def _check_fit(path: Path, stored: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name in sorted(stored.keys() | expected.keys()):
-        has, wants = (
-            "nothing" if name not in side else f"shape {list(side[name].shape)}"
-            for side in (stored, expected)
-        )
-        if has != wants:
-            raise IntegrityError(
-                f"{path} does not fit the config beside it in {MANIFEST_NAME}: {name} has {has}, "
-                f"the config asks for {wants}; restore both from the same release"
-            )
 
 
 def _stored(model: HierarchicalReasoningModel) -> bytes:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
 
-RMS_EPSILON = 1e-5
-ROTARY_BASE = 10_000.0
+from hrm.rotary import RMS_EPSILON, ROTARY_BASE
+
 # A unit normal cut at two standard deviations has this standard deviation; dividing by it makes the
 # cut distribution keep the one asked for.
 TRUNCATED_STD = 0.87962566103423978

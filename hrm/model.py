@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from hrm.config import ACCOUNT_WIDTH, Action, ArchitectureConfig, ConvergenceConfig, HRMConfig
 from hrm.layers import QHead, Stack, initialise, truncated_normal_
+from hrm.weights import SPECIAL_TOKENS
 
 State = tuple[Tensor, Tensor]  # z_h [B, S, Dh], z_l [B, S, Dl]
 Drops = tuple[Tensor | None, Tensor | None]  # dropout masks of H and of L, for one segment
 Gradient = Literal["one_step", "last_cycle", "bptt"]
 
 CALM_GAIN = 0.2  # growth of 0.7 to 0.9 per segment in every preset; 0.1 forgets twice as fast
-SPECIAL_TOKENS = 3  # identity, account, context: read by the market encoder beside the patches
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hrm.config import HRMConfig
+from hrm.engine import Batch
 from hrm.features import FEATURE_SCHEMA_SHA256
 from hrm.manifest import FeatureRecord, ModelCard, Vocabularies
 from hrm.model import HierarchicalReasoningModel, ModelInputs
@@ -63,6 +64,12 @@ def some_inputs(config: HRMConfig | None = None, batch: int = 3, seed: int = 1) 
         account=normal(batch, 6),
         context=normal(batch, sizes.n_context),
     )
+
+
+def a_batch(config: HRMConfig | None = None, batch: int = 3, seed: int = 1) -> Batch:
+    """Draw the same inputs as arrays, for engines."""
+    inputs = some_inputs(config, batch, seed)
+    return Batch(**{name: value.numpy() for name, value in vars(inputs).items()})
 
 
 def an_observation(seed: int = 2, **changes: Any) -> Observation:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from hrm.agent import CostEstimate, HRMAgent
 from hrm.config import Action, HRMConfig
-from hrm.engine import EagerEngine, Reading
+from hrm.eager_engine import EagerEngine
+from hrm.engine import Batch, Reading
 from hrm.integrity import save_release
 from hrm.manifest import IntegrityError, Manifest, ModelEntry
-from hrm.model import HierarchicalReasoningModel, ModelInputs, State
+from hrm.model import HierarchicalReasoningModel, State
 from hrm.thought import DeadlineBudget, RecordedBudget, Thought
 
 NS_PER_MS = 1_000_000
@@ -58,9 +59,9 @@ class TimedEngine:
         self.start = self._engine.start
         self.residual = self._engine.residual
 
-    def encode(self, inputs: ModelInputs) -> Tensor:
+    def encode(self, batch: Batch) -> Tensor:
         self._clock.advance(self._encode_ms)
-        return self._engine.encode(inputs)
+        return self._engine.encode(batch)
 
     def cycle(self, state: State, encoded: Tensor) -> State:
         self._clock.advance(self._cycle_ms())
@@ -319,7 +320,8 @@ def test_a_released_model_is_loaded_with_its_digest_and_thinks_as_before(tmp_pat
     entry = save_release(tmp_path, model, a_card())
     clock = Clock()
 
-    agent = HRMAgent.load(tmp_path, clock)
+    limits = a_config(performance={"engine": "eager"})
+    agent = HRMAgent.load(tmp_path, clock, limits)
     agent.warm_up()
 
     before = HRMAgent(EagerEngine(model), a_manifest(), clock)

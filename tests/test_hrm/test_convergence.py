@@ -11,13 +11,9 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from hrm.config import HRMConfig, PresetName
-from hrm.convergence import (
-    HierarchicalConvergence,
-    follow_perturbation,
-    perturbation_growth,
-    relative_residual,
-)
+from hrm.convergence import follow_perturbation, perturbation_growth, relative_residual
 from hrm.model import HierarchicalReasoningModel
+from hrm.residuals import HierarchicalConvergence
 
 
 def following(factor: float, cycles: int = 8, threshold: float = 1e-6) -> HierarchicalConvergence:

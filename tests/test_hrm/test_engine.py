@@ -2,17 +2,19 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from model_builders import a_model, some_inputs
+from model_builders import a_batch, a_model, some_inputs
 
-from hrm.engine import EagerEngine, Reading
+from hrm.eager_engine import EagerEngine
+from hrm.engine import Reading
 
 
 def think(engine: EagerEngine, cycles: int = 3) -> Reading:
-    encoded = engine.encode(some_inputs())
+    encoded = engine.encode(a_batch())
     state = engine.start(encoded)
     for _ in range(cycles):
         state = engine.cycle(state, encoded)
@@ -40,7 +42,7 @@ def test_another_thread_gets_the_same_answer_without_a_graph() -> None:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         elsewhere = pool.submit(think, engine).result()
-        encoded = pool.submit(engine.encode, some_inputs()).result()
+        encoded = pool.submit(engine.encode, a_batch()).result()
 
     assert np.array_equal(elsewhere.action_logits, think(engine).action_logits)
     assert encoded.is_inference()
@@ -74,27 +76,33 @@ def test_denormals_are_zero_inside_a_call_and_not_after_it() -> None:
 
 def test_the_switches_are_put_back_after_a_refusal() -> None:
     engine = EagerEngine(a_model())
-    inputs = some_inputs()
-    inputs.bars[0, 0, 0] = float("nan")
+    batch = a_batch()
+    batch.bars[0, 0, 0] = float("nan")
 
     with pytest.raises(ValueError, match=r"bars.* is nan"):
-        engine.encode(inputs)
+        engine.encode(batch)
 
     assert 2.0**-1022 / 2.0 > 0.0
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_wrong_device_is_refused() -> None:
-    engine = EagerEngine(a_model())
-    inputs = some_inputs()
-
-    with pytest.raises(ValueError, match="account is on meta but the model is on cpu"):
-        engine.encode(replace(inputs, account=inputs.account.to("meta")))
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"account": np.zeros((3, 5), np.float32)}, r"account must be float32 of shape \[3, 6\]"),
+        ({"context": np.zeros((3, 8))}, r"context must be float32 .* was float64"),
+        ({"instrument": np.array([0, 4, 1])}, r"instrument 4 is outside the vocabulary 0\.\.3"),
+        ({"timeframe": np.array([0, -1, 1])}, r"timeframe -1 is outside the vocabulary"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_by_name(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        EagerEngine(a_model()).encode(replace(a_batch(), **change))
 
 
 def test_the_residual_shrinks_to_nothing_between_equal_states() -> None:
     engine = EagerEngine(a_model())
-    encoded = engine.encode(some_inputs())
+    encoded = engine.encode(a_batch())
     start = engine.start(encoded)
     after = engine.cycle(start, encoded)
 

@@ -1,0 +1,73 @@
+"""The eager engine: the model as written, the reference that any faster engine is held to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hrm.convergence import relative_residual
+from hrm.engine import Batch, Reading
+from hrm.model import HierarchicalReasoningModel, ModelInputs, State
+
+SMALLEST_NORMAL = 2.0**-1022  # half of it is a denormal, which a flushing processor turns into zero
+
+
+class EagerEngine:
+    """Run the model in float32 with PyTorch.
+
+    Sets torch to `threads` compute threads for the whole process (two on two cores lose to one as
+    soon as anything else runs), so make it in the process that serves, not in one that trains.
+    """
+
+    def __init__(self, model: HierarchicalReasoningModel, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self._model = model.eval()
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
+        with _serving():
+            batch.check(self._model.config)
+            # Copies: a tensor made from an array would share its memory.
+            inputs = ModelInputs(
+                **{name: torch.tensor(value) for name, value in vars(batch).items()}
+            )
+            return self._model.encode(inputs)
+
+    def start(self, encoded: Tensor) -> State:
+        """Return the fixed state that thinking starts from."""
+        with _serving():
+            return self._model.initial_state(len(encoded), encoded.device)
+
+    def cycle(self, state: State, encoded: Tensor) -> State:
+        """Return the state one cycle later; the one given stays readable."""
+        with _serving():
+            return self._model.cycle(state, encoded)
+
+    def residual(self, before: State, after: State) -> tuple[float, float]:
+        """Return the relative residuals of H and of L, the largest over the batch."""
+        with _serving():
+            h, low = (relative_residual(b, a).max() for b, a in zip(before, after, strict=True))
+            return float(h), float(low)
+
+    def read(self, state: State) -> Reading:
+        """Read the heads as numpy."""
+        with _serving():
+            heads = self._model.heads(state)
+            return Reading(**{name: value.cpu().numpy() for name, value in vars(heads).items()})
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Turn gradients off and denormals to zero, and leave the thread as it was.
+
+    Both are switches of the calling thread, so they are set in every call and not once. A state
+    that converges makes ever smaller differences, and processors are slow on denormal ones.
+    """
+    was_flushing = SMALLEST_NORMAL / 2.0 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_flush_denormal(was_flushing)

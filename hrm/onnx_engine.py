@@ -1,0 +1,59 @@
+"""The ONNX Runtime engine: the model as three graphs on one thread, without torch.
+
+Denormals are not flushed: the runtime's switch for it stays on in the thread that made the first
+session, for all of Python's arithmetic too, and no other. States of unit size do not need it.
+"""
+
+import numpy as np
+import onnxruntime as ort
+
+from hrm.config import HRMConfig
+from hrm.engine import Batch, Floats, Reading
+from hrm.onnx_graphs import cycle_graph, encoder_graph, heads_graph
+from hrm.parity import residual, start_state
+from hrm.weights import Arrays
+
+State = tuple[Floats, Floats]
+
+
+class OnnxEngine:
+    """Run a model in float32 with ONNX Runtime; states are z_h [B, S, Dh] and z_l [B, S, Dl]."""
+
+    def __init__(self, arrays: Arrays, config: HRMConfig) -> None:
+        self._config = config
+        self._starts = {name: arrays[name].copy() for name in ("core.z_h_start", "core.z_l_start")}
+        self._encoder = _session(encoder_graph(arrays, config))
+        self._cycle = _session(cycle_graph(arrays, config))
+        self._heads = _session(heads_graph(arrays, config))
+
+    def encode(self, batch: Batch) -> Floats:
+        """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
+        batch.check(self._config)
+        encoded: Floats = self._encoder.run(["encoded"], vars(batch))[0]
+        return encoded
+
+    def start(self, encoded: Floats) -> State:
+        """Return the fixed state that thinking starts from."""
+        return start_state(self._starts, self._config, len(encoded))
+
+    def cycle(self, state: State, encoded: Floats) -> State:
+        """Return the state one cycle later; the one given stays readable."""
+        h, low = self._cycle.run(None, {"h": state[0], "low": state[1], "encoded": encoded})
+        return h, low
+
+    def residual(self, before: State, after: State) -> tuple[float, float]:
+        """Return the relative residuals of H and of L, the largest over the batch."""
+        return residual(before[0], after[0]), residual(before[1], after[1])
+
+    def read(self, state: State) -> Reading:
+        """Read the heads."""
+        values = self._heads.run(None, {"h": state[0], "low": state[1]})
+        names = [output.name for output in self._heads.get_outputs()]
+        return Reading(**dict(zip(names, map(np.asarray, values), strict=True)))
+
+
+def _session(graph: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    # Two threads on two cores lose to one as soon as anything else runs.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
