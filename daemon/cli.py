@@ -23,6 +23,7 @@ from daemon.backtest_command import backtest
 from daemon.clock import SystemClock
 from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
+from daemon.fetch_command import fetch
 from daemon.login_command import login
 from daemon.model_command import model
 from daemon.operator import Operator, stop_without_settings
@@ -325,6 +326,7 @@ def trace(
 app.command()(backtest)
 app.command()(simulate_broker)
 app.command()(login)
+app.command()(fetch)
 app.command()(synth)
 app.command()(model)
 app.add_typer(data_commands)
