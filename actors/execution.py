@@ -11,8 +11,9 @@ from hashlib import sha256
 from typing import Final
 
 from actors.base import Actor
+from actors.charges import NoChargeRates, taxed_side, turnover_of
 from actors.holding import OUTSIDE, Exit, Holding, Order
-from actors.instruments import InstrumentCatalogue
+from actors.instruments import Instrument, InstrumentCatalogue
 from actors.messages import (
     Alert,
     CancelOrder,
@@ -131,6 +132,16 @@ class ExecutionActor(Actor[Input, Output]):
             return "quantity must not be 0"
         if client_order_id(intent.decision_id, "entry") in self._orders:
             return "it has become an order before"
+        return self._unknown_costs(holding.instrument)
+
+    def _unknown_costs(self, instrument: Instrument) -> str | None:
+        """Return why an entry could not be charged for; rates once known stay so for its exit."""
+        if self._settings.charges == "flat":
+            return None
+        try:
+            self._settings.charge_table.of_instrument(instrument, self._day_of(instrument))
+        except NoChargeRates as error:
+            return str(error)
         return None
 
     # Reports
@@ -191,9 +202,7 @@ class ExecutionActor(Actor[Input, Output]):
         self, holding: Holding, order: Order, report: ExecutionReport
     ) -> Iterator[Output]:
         was_done = order.is_done
-        is_entry = order.placed.purpose == "entry"
-        brokerage = self._settings.brokerage_entry if is_entry else self._settings.brokerage_exit
-        holding.book(order, report, brokerage, self._now_ns)
+        holding.book(order, report, self._costs(holding, order, report), self._now_ns)
         yield holding.position(self._now_ns)
         placed = order.placed
         overshoot = holding.net if placed.side == "buy" else -holding.net
@@ -211,6 +220,27 @@ class ExecutionActor(Actor[Input, Output]):
             UNEXPECTED_RUNBOOK,
             holding.name,
         )
+
+    def _costs(self, holding: Holding, order: Order, report: ExecutionReport) -> Decimal:
+        """Return what a fill adds to the costs of its order, in rupees."""
+        settings = self._settings
+        placed = order.placed
+        if settings.charges == "flat":
+            if order.booked:
+                return Decimal(0)
+            is_entry = placed.purpose == "entry"
+            return settings.brokerage_entry if is_entry else settings.brokerage_exit
+        instrument = holding.instrument
+        order.turnover += turnover_of(instrument, report.last_price, report.last_quantity)
+        rates = settings.charge_table.of_instrument(instrument, self._day_of(instrument))
+        side = taxed_side(instrument, report.side, placed.purpose)
+        total = rates.charges(side, order.turnover).total
+        added = total - order.charged
+        order.charged = total
+        return added
+
+    def _day_of(self, instrument: Instrument) -> date:
+        return self._calendar.session_key(instrument.session, self._now_ns)
 
     def _settle(self, holding: Holding, order: Order) -> Iterator[Output]:
         """Draw the consequences of an order that is done."""

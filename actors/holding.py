@@ -66,6 +66,8 @@ class Order:
     state: OrderState = "sent"
     executions: set[str] = field(default_factory=set)
     booked: int = 0  # units of the fills that came
+    turnover: Decimal = Decimal(0)  # rupees that statutory charges are a share of
+    charged: Decimal = Decimal(0)  # rupees of them that are booked
     claimed: int = 0  # units that the broker said are filled, whether their fills came or not
     state_ns: int = 0
     traded_ns: int | None = None  # first tick of the instrument since the order was taken
@@ -141,17 +143,15 @@ class Holding:
     exits_sent: int = 0  # never starts again: client order ids of exits count on
     is_held_back: bool = False  # a person was told that the kill switch keeps it open
 
-    def book(self, order: Order, report: ExecutionReport, brokerage: Decimal, now_ns: int) -> None:
+    def book(self, order: Order, report: ExecutionReport, costs: Decimal, now_ns: int) -> None:
         """Count one fill: net, average price, result and charges.
 
-        brokerage: rupees, taken once per order, with its first fill.
+        costs: rupees of this fill, on top of what the report brings.
         """
         price = report.last_price
         quantity = report.last_quantity if report.side == "buy" else -report.last_quantity
         net = self.net
-        fees = report.charges
-        if not order.booked:
-            fees += brokerage
+        fees = report.charges + costs
         order.booked += report.last_quantity
         if net == 0:
             self._open_trip(order, report, now_ns)

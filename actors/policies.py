@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from actors.charges import ChargeTable
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Rupees = Annotated[Decimal, Field(ge=0)]
@@ -222,6 +224,10 @@ class ExecutionSettings(ActorSettings):
     """Rupees per entry order, taken from the capital."""
     brokerage_exit: Rupees = Decimal(35)
     """Rupees per exit order, taken from the result."""
+    charges: Literal["flat", "statutory"] = "flat"
+    """What an order costs: the two above, or the rates of its day."""
+    charge_table: ChargeTable = ChargeTable()
+    """These rates; read with `statutory` alone."""
     trailing_stop: bool = True
     """Follow the best price since entry at the distance of the first stop."""
     slippage_ticks: int = Field(default=1, ge=0, le=100)

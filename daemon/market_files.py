@@ -9,6 +9,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from actors.charges import ChargeTable
 from actors.instruments import Instrument, InstrumentCatalogue, InstrumentKind, PremiumRange
 from actors.policies import ComplexityCoefficients, EventSettings
 from actors.session import SessionTable, timeframe_minutes
@@ -19,6 +20,7 @@ DEMO_INSTRUMENTS_FILE: Final = "demo_instruments.yaml"
 SESSIONS_FILE: Final = "sessions.yaml"
 COMPLEXITY_FILE: Final = "complexity.yaml"
 EVENTS_FILE: Final = "events.yaml"
+CHARGES_FILE: Final = "charges.yaml"
 
 
 class FileModel(BaseModel):
@@ -131,3 +133,11 @@ def read_coefficients(folder: Path, problems: Problems) -> ComplexityCoefficient
     if not path.exists():
         return ComplexityCoefficients()
     return validated(ComplexityCoefficients, read_document(path, problems), problems)
+
+
+def read_charges(folder: Path, problems: Problems) -> ChargeTable:
+    """Read charges.yaml; without the file no statutory charges are known. Problems as above."""
+    path = folder / CHARGES_FILE
+    if not path.exists():
+        return ChargeTable()
+    return validated(ChargeTable, read_document(path, problems), problems)

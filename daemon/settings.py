@@ -51,6 +51,7 @@ from daemon.market_files import (
     INSTRUMENTS_FILE,
     SESSIONS_FILE,
     InstrumentsFile,
+    read_charges,
     read_coefficients,
     read_events,
     read_instruments,
@@ -245,7 +246,14 @@ def load_settings(
     sessions = _attempt(lambda: read_sessions(folder, problems))
     events = _attempt(lambda: read_events(folder, problems))
     coefficients = _attempt(lambda: read_coefficients(folder, problems))
-    if instruments is None or sessions is None or events is None or coefficients is None:
+    charges = _attempt(lambda: read_charges(folder, problems))
+    if (
+        instruments is None
+        or sessions is None
+        or events is None
+        or coefficients is None
+        or charges is None
+    ):
         problems.raise_if_any()
         raise ConfigError(f"{folder} cannot be used")
     calendar = SessionCalendar(sessions)
@@ -263,6 +271,7 @@ def load_settings(
             "complexity": settings.complexity.model_copy(
                 update={"events": events, "coefficients": coefficients}
             ),
+            "execution": settings.execution.model_copy(update={"charge_table": charges}),
         }
     )
 

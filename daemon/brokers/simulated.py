@@ -3,7 +3,7 @@
 For paper trading and backtests. A market order never fills at a price that was known when it was
 placed: it rests until the next tick of its instrument, since no real order is faster than the
 price it follows. A limit order fills once a later price reaches it. The only clock is the ticks'.
-Brokerage is not charged here but booked by execution, so reports carry no charges.
+Costs are not charged here but booked by execution, so reports carry no charges.
 """
 
 import asyncio

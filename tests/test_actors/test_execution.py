@@ -18,6 +18,7 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.charges import ChargeTable
 from actors.execution import ExecutionActor, client_order_id
 from actors.holding import STALE, TRANSITIONS
 from actors.messages import (
@@ -975,3 +976,58 @@ def test_the_result_is_the_cash_that_came_in_less_charges() -> None:
 
     assert positions_of(outputs)[0].realised_pnl == cash
     assert positions_of(outputs)[0].last_exit_reason == "TARGET_PROFIT_HIT"
+
+
+# Statutory charges
+
+
+def at_the_rates_of_2024() -> ExecutionActor:
+    """Return execution that takes 20 rupees and 1 % of a purchase or 2 % of a sale."""
+    rates = {
+        "effective_from": "2024-01-01", "source": "made up", "brokerage": 20,
+        "stt_sell_percent": 2, "transaction_per_crore": 0, "investor_fund_per_crore": 0,
+        "sebi_per_crore": 0, "stamp_buy_percent": 1, "gst_percent": 0,
+    }  # fmt: skip
+    table = ChargeTable.model_validate({"rates": {"NSE": {"options": [rates]}}})
+    return an_execution(charges="statutory", charge_table=table)
+
+
+@pytest.mark.parametrize("quantity", [75, -75])
+def test_statutory_charges_are_those_of_an_option_bought_and_sold_for_either_view(
+    quantity: int,
+) -> None:
+    execution = at_the_rates_of_2024()
+    order = the_order(outputs_of(execution, a_time(), an_entry(quantity)))
+    (opened,) = positions_of(outputs_of(execution, a_fill(order, "22000")))
+    leaving = the_order(
+        outputs_of(execution, an_intent(-quantity, purpose="exit", decision_id="d2"))
+    )
+    (closed,) = positions_of(outputs_of(execution, a_fill(leaving, "22000")))
+
+    premium = 825 * 75  # the middle of the usual range, 3.75 % of the index
+    assert opened.charges == 20 + premium * Decimal("0.01")
+    assert closed.charges == opened.charges + 20 + premium * Decimal("0.02")
+    assert closed.realised_pnl == -closed.charges
+
+
+def test_an_order_filled_in_pieces_costs_what_it_costs_in_one() -> None:
+    whole, pieces = at_the_rates_of_2024(), at_the_rates_of_2024()
+    order = the_order(outputs_of(whole, a_time(), an_entry(150)))
+    outputs_of(pieces, a_time(), an_entry(150))
+    (in_one,) = positions_of(outputs_of(whole, a_fill(order, "22000.35")))
+    first = a_report(
+        order, "partially_filled", execution_id="1", last_quantity=37,
+        last_price=Decimal("22000.35"), cumulative_quantity=37,
+    )  # fmt: skip
+    second = a_fill(order, "22000.35", execution_id="2", last_quantity=113, cumulative_quantity=150)
+
+    assert positions_of(outputs_of(pieces, first, second))[-1].charges == in_one.charges
+
+
+def test_an_entry_without_known_charges_is_refused() -> None:
+    execution = an_execution(charges="statutory")
+
+    outputs = outputs_of(execution, a_time(), an_entry())
+
+    assert orders_of(outputs) == []
+    assert "no charges are known for options on NSE" in alerts_of(outputs)[0].text

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from actors.charges import ChargeTable
 from actors.forecast import FEATURES
 from actors.policies import ActorSettings, ComplexityCoefficients, EventSettings
 from daemon.errors import ConfigError
@@ -25,7 +26,7 @@ from daemon.settings import (
 
 SHIPPED = Path(__file__).parents[2] / "config"
 SHIPPED_SETTINGS: dict[str, Any] = yaml.safe_load((SHIPPED / "settings.yaml").read_text("utf-8"))
-OTHER_FILES = ("complexity.coefficients", "complexity.events")
+OTHER_FILES = ("complexity.coefficients", "complexity.events", "execution.charge_table")
 """Keys of settings that files of their own give."""
 
 EXISTING_VALUES: dict[str, Any] = {
@@ -230,9 +231,14 @@ def test_the_shipped_file_gives_the_defaults_and_names_them_all() -> None:
 
 
 def without_data(settings: Settings) -> Settings:
-    """Return the settings without what complexity.yaml and events.yaml add to them."""
+    """Return the settings without what complexity.yaml, events.yaml and charges.yaml add."""
     plain = {"coefficients": ComplexityCoefficients(), "events": EventSettings()}
-    return settings.model_copy(update={"complexity": settings.complexity.model_copy(update=plain)})
+    return settings.model_copy(
+        update={
+            "complexity": settings.complexity.model_copy(update=plain),
+            "execution": settings.execution.model_copy(update={"charge_table": ChargeTable()}),
+        }
+    )
 
 
 def test_coefficients_and_events_come_from_files_of_their_own() -> None:
