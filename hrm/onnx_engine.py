@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from hrm.config import HRMConfig
 from hrm.engine import Batch, Floats, Reading
-from hrm.onnx_graphs import cycle_graph, encoder_graph, heads_graph
+from hrm.onnx_graphs import Bits, cycle_graph, encoder_graph, heads_graph
 from hrm.parity import residual, start_state
 from hrm.weights import Arrays
 
@@ -17,13 +17,16 @@ State = tuple[Floats, Floats]
 
 
 class OnnxEngine:
-    """Run a model in float32 with ONNX Runtime; states are z_h [B, S, Dh] and z_l [B, S, Dl]."""
+    """Run a model with ONNX Runtime; states are z_h [B, S, Dh] and z_l [B, S, Dl], float32.
 
-    def __init__(self, arrays: Arrays, config: HRMConfig) -> None:
+    bits: of the looped weights; encoder and heads are float32. What serves has 32.
+    """
+
+    def __init__(self, arrays: Arrays, config: HRMConfig, *, bits: Bits = 32) -> None:
         self._config = config
         self._starts = {name: arrays[name].copy() for name in ("core.z_h_start", "core.z_l_start")}
         self._encoder = _session(encoder_graph(arrays, config))
-        self._cycle = _session(cycle_graph(arrays, config))
+        self._cycle = _session(cycle_graph(arrays, config, bits))
         self._heads = _session(heads_graph(arrays, config))
 
     def encode(self, batch: Batch) -> Floats:

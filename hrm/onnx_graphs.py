@@ -6,7 +6,7 @@ know the norm, and because a graph of one cycle leaves the decision to stop with
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,19 @@ from hrm.weights import SPECIAL_TOKENS, Arrays
 OPSET, IR_VERSION = 18, 10
 HIDDEN = -1e30  # what is added to the score of a token that may not be read: its share becomes 0
 BATCH = "batch"
+RUNTIME_DOMAIN = "com.microsoft"  # of the operator for matrices of few bits
+BLOCK = 32  # neighbouring weights that share a scale
+INT8_ACTIVATIONS = 4  # accuracy_level: multiply in 8 bits as well, which is the fast way
+
+Bits = Literal[8, 32]
 
 
 class GraphBuilder:
     """Collect nodes and constants; every value is known by its name."""
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, bits: Bits = 32) -> None:
         self._arrays = arrays
+        self._bits = bits
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, TensorProto] = {}
 
@@ -57,7 +63,10 @@ class GraphBuilder:
         return name in self._arrays
 
     def linear(self, x: str, name: str) -> str:
-        """Multiply by the matrix of a layer without bias."""
+        """Multiply by the matrix of a layer without bias; in 8 bits where its blocks fit."""
+        matrix = self._arrays[f"{name}.weight"]
+        if self._bits == 8 and matrix.shape[1] % BLOCK == 0:
+            return self._coarse_linear(x, name, matrix)
         return self.op("MatMul", x, self.constant(self._arrays[f"{name}.weight"].T, f"{name}.T"))
 
     def norm(self, x: str, width: int) -> str:
@@ -91,9 +100,29 @@ class GraphBuilder:
         ]
         infos = [floats(out, *shape) for out, (_, shape) in outputs.items()]
         graph = helper.make_graph(nodes, name, inputs, infos, list(self._constants.values()))
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(RUNTIME_DOMAIN, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         return bytes(model.SerializeToString())
+
+    def _coarse_linear(self, x: str, name: str, matrix: NDArray[np.float32]) -> str:
+        if f"{name}.q" not in self._constants:
+            codes, scales = quantised(matrix)
+            codes_name = f"{name}.q"
+            self._constants[codes_name] = numpy_helper.from_array(codes, codes_name)
+            self.constant(scales.reshape(-1), f"{name}.scale")
+        outputs, inputs = matrix.shape
+        return self.op(
+            "MatMulNBits",
+            x,
+            f"{name}.q",
+            f"{name}.scale",
+            domain=RUNTIME_DOMAIN,
+            K=inputs,
+            N=outputs,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=INT8_ACTIVATIONS,
+        )
 
     def _attention(
         self, x: str, name: str, module: ModuleConfig, tokens: int, hidden: str | None
@@ -127,6 +156,18 @@ class GraphBuilder:
         first, second = self.split("Split", 2, x, axis=-1, num_outputs=2)
         across = self.op("Concat", self.op("Neg", second), first, axis=-1)
         return self.op("Add", self.op("Mul", x, cos), self.op("Mul", across, sin))
+
+
+def quantised(matrix: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return codes [N, K / BLOCK, BLOCK] and scales [N, K / BLOCK]: weight = (code - 128) * scale.
+
+    Symmetric, one scale for BLOCK neighbours, each rounded to the nearest of 255 values.
+    """
+    blocks = matrix.reshape(len(matrix), -1, BLOCK)
+    scales = np.abs(blocks).max(-1) / np.float32(127.0)
+    scales = np.where(scales == 0.0, np.float32(1.0), scales)
+    codes = np.rint(blocks / scales[..., None]) + 128.0
+    return codes.astype(np.uint8), scales
 
 
 def floats(name: str, *shape: int) -> ValueInfoProto:
@@ -196,9 +237,9 @@ def encoder_graph(arrays: Arrays, config: HRMConfig) -> bytes:
     return build.finish("encoder", inputs, {"encoded": (first, shape)})
 
 
-def cycle_graph(arrays: Arrays, config: HRMConfig) -> bytes:
+def cycle_graph(arrays: Arrays, config: HRMConfig, bits: Bits = 32) -> bytes:
     """Build one cycle: h [B, S, Dh], low [B, S, Dl], encoded [B, S, Dh] -> h_next, low_next."""
-    build = GraphBuilder(arrays)
+    build = GraphBuilder(arrays, bits)
     architecture, tokens = config.architecture, config.architecture.tokens_in_loop
     injection = build.linear(build.op("Add", "h", "encoded"), "core.l_module.from_high")
     low = "low"

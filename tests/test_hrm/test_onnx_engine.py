@@ -24,6 +24,7 @@ from hrm.integrity import load_release, save_release
 from hrm.manifest import IntegrityError
 from hrm.model import HierarchicalReasoningModel
 from hrm.onnx_engine import OnnxEngine
+from hrm.onnx_graphs import BLOCK, quantised
 from hrm.parity import TOLERANCE, NumpyReference, largest_difference
 from hrm.weights import Arrays, load_weights, shapes
 
@@ -164,6 +165,27 @@ def test_an_engine_that_disagrees_does_not_serve(
     assert f"differs from the reference by {found:.3g}" in choice.reason
     with pytest.raises(IntegrityError, match=r"performance\.engine to auto or eager"):
         choose_engine(tmp_path, weights, "onnx")
+
+
+def test_eight_bits_round_a_weight_by_at_most_half_a_step() -> None:
+    matrix = np.random.default_rng(5).normal(size=(6, 96)).astype(np.float32)
+    matrix[0, :BLOCK] = 0.0
+
+    codes, scales = quantised(matrix)
+
+    back = ((codes.astype(np.float32) - 128.0) * scales[..., None]).reshape(matrix.shape)
+    steps = np.repeat(scales, BLOCK, axis=1)
+    assert (np.abs(back - matrix) <= 0.5001 * steps).all()
+    assert not back[0, :BLOCK].any()
+
+
+def test_the_loop_in_eight_bits_stays_near_the_fine_one_but_is_another() -> None:
+    model = load_release(RELEASED).model
+
+    engine = OnnxEngine(arrays_of(model), model.config, bits=8)
+
+    difference = largest_difference(engine, arrays_of(model), model.config)
+    assert TOLERANCE < difference < 0.3
 
 
 @pytest.mark.parametrize(("wanted", "name"), [("auto", "onnx"), ("onnx", "onnx")])
