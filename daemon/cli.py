@@ -21,6 +21,7 @@ import uvloop
 from actors.messages import Policy
 from daemon.backtest_command import backtest
 from daemon.clock import SystemClock
+from daemon.contract_command import contract
 from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
 from daemon.fetch_command import fetch
@@ -326,6 +327,7 @@ def trace(
 app.command()(backtest)
 app.command()(simulate_broker)
 app.command()(login)
+app.command()(contract)
 app.command()(fetch)
 app.command()(synth)
 app.command()(model)

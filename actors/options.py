@@ -1,0 +1,134 @@
+"""Options: which contract stands for a view of an index, and how its order may leave.
+
+Everything about a contract comes from the broker's symbol master: lot, freeze quantity, tick, band
+and expiry. A view buys: a call when prices should rise, a put when they should fall.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Final, Literal
+
+View = Literal["long", "short"]
+OptionKind = Literal["CE", "PE"]
+Strategy = Literal["ITM", "ATM", "OTM"]
+
+KIND_OF_VIEW: Final[dict[View, OptionKind]] = {"long": "CE", "short": "PE"}
+
+
+class NoContract(ValueError):
+    """No contract may be bought for the view; the text says why."""
+
+
+class OrderRefused(ValueError):
+    """The exchange would not take the order; the text names value and limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionContract:
+    """One option as the symbol master lists it; money in rupees."""
+
+    symbol: str  # the broker's
+    kind: OptionKind
+    strike: Decimal
+    expiry: date
+    lot_size: int  # units
+    freeze_quantity: int  # units; an order of more is rejected
+    tick_size: Decimal
+    lower_price: Decimal  # band of the day
+    upper_price: Decimal
+    updated: date  # day that the entry was made for
+
+
+def choose_option(
+    options: Iterable[OptionContract],
+    *,
+    view: View,
+    spot: Decimal,
+    today: date,
+    valid_from: date,
+    strategy: Strategy = "ITM",
+    on_expiry_day: bool = True,
+) -> OptionContract:
+    """Return what to buy for a view of the underlying, or raise NoContract.
+
+    options: all of one underlying. valid_from: oldest day whose entries still hold, the last
+    trading day. The expiry is the nearest from today on, by date and not by name; without
+    `on_expiry_day`, from tomorrow on. Of its strikes: ITM the nearest at or in the money, OTM the
+    nearest out of it, ATM the nearest to the spot, of two the one in the money.
+    """
+    if not spot.is_finite() or spot <= 0:
+        raise NoContract(f"the price of the underlying must be above 0, was {spot}")
+    kind = KIND_OF_VIEW[view]
+    listed = [option for option in options if option.kind == kind]
+    expiries = {option.expiry for option in listed}
+    ahead = {day for day in expiries if day > today or (on_expiry_day and day == today)}
+    if not ahead:
+        newest = max(expiries, default=None)
+        raise NoContract(
+            f"no {kind} expires {'on or ' if on_expiry_day else ''}after {today}: "
+            + ("none is listed" if newest is None else f"the last one expires on {newest}")
+        )
+    nearest = [option for option in listed if option.expiry == min(ahead)]
+    oldest = min(option.updated for option in nearest)
+    if oldest < valid_from:
+        raise NoContract(
+            f"the symbol master is of {oldest}, older than the last trading day {valid_from}: "
+            "download it again"
+        )
+    return _at_strike(nearest, kind, spot, strategy)
+
+
+def _at_strike(
+    options: list[OptionContract], kind: OptionKind, spot: Decimal, strategy: Strategy
+) -> OptionContract:
+    def depth(option: OptionContract) -> Decimal:
+        """How far in the money, negative: out of it."""
+        return spot - option.strike if kind == "CE" else option.strike - spot
+
+    if strategy == "ATM":
+        return min(options, key=lambda option: (abs(depth(option)), -depth(option)))
+    if strategy == "ITM":
+        fitting = [option for option in options if depth(option) >= 0]
+    else:
+        fitting = [option for option in options if depth(option) < 0]
+    if not fitting:
+        strikes = [option.strike for option in options]
+        raise NoContract(
+            f"no {strategy} {kind} at a spot of {spot}: strikes of {options[0].expiry} go from "
+            f"{min(strikes)} to {max(strikes)}"
+        )
+    return min(fitting, key=lambda option: abs(depth(option)))
+
+
+def split_quantity(units: int, *, lot_size: int, freeze_quantity: int) -> tuple[int, ...]:
+    """Return the order quantities that together make `units`, largest first.
+
+    Each is whole lots and below the freeze quantity: whether an order of exactly that many passes
+    is not known. Raises OrderRefused for what is not whole lots.
+    """
+    if lot_size < 1:
+        raise ValueError(f"lot_size must be at least 1 unit, was {lot_size}")
+    if units < 1 or units % lot_size:
+        raise OrderRefused(f"quantity must be a multiple of the lot {lot_size}, was {units}")
+    largest = (freeze_quantity - 1) // lot_size * lot_size
+    if largest < lot_size:
+        raise OrderRefused(
+            f"the freeze quantity {freeze_quantity} lets no lot of {lot_size} through"
+        )
+    whole, rest = divmod(units, largest)
+    return (largest,) * whole + ((rest,) if rest else ())
+
+
+def check_limit_price(contract: OptionContract, price: Decimal) -> None:
+    """Raise OrderRefused for a limit price off the tick grid or outside the band of the day."""
+    if not price.is_finite() or price <= 0:
+        raise OrderRefused(f"a limit price must be above 0, was {price}")
+    if price % contract.tick_size:
+        raise OrderRefused(f"limit price must be a multiple of {contract.tick_size}, was {price}")
+    if not contract.lower_price <= price <= contract.upper_price:
+        raise OrderRefused(
+            f"limit price must lie in the band of {contract.symbol}, {contract.lower_price} to "
+            f"{contract.upper_price}, was {price}"
+        )
