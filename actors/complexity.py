@@ -13,7 +13,8 @@ from decimal import Decimal
 from actors.base import Actor
 from actors.events import EventCalendar
 from actors.forecast import EXCESS, Forecaster, Outlook, window_bars
-from actors.messages import Bar, MarketContext
+from actors.messages import Bar, MarketContext, NewsUpdate
+from actors.news import NewsMemory, together
 from actors.policies import ComplexitySettings, ComplexityWeights
 from actors.regimes import RegimeFilter, straightness
 from actors.session import timeframe_minutes
@@ -27,7 +28,7 @@ _LEAST_USUAL_CORRELATION = 0.1  # below it there is no usual correlation that co
 _PRICE_STEP = Decimal("0.00000001")
 
 
-class MarketComplexityActor(Actor[Bar, MarketContext]):
+class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
     """Tell, for each closed bar, what the market looks like around it.
 
     This is the *MarketComplexityDetector* of the design document. State is kept per instrument and
@@ -37,8 +38,8 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
     Components, each in [0, 1]: volatility is the percentile rank of the root mean square of 20
     returns among the last 240 of its kind; instability is the share of the last 20 bars that were
     in another regime; correlation stress is 0 while instruments move together as they usually do
-    and 1 when that has gone; news is the impact of scheduled events (events.py). Complexity is the
-    weighted mean of those present.
+    and 1 when that has gone; news is the impact of scheduled events (events.py) and of the news
+    feed (news.py). Complexity is the weighted mean of those present.
 
     Beside it stands what can be checked: the calibrated probability that the next window is a
     demanding one (forecast.py), the outcome of the forecast made one window ago, and how likely
@@ -55,10 +56,14 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
             )
         self._settings = settings
         self._events = EventCalendar(settings.events)
+        self._news = NewsMemory(settings.news_half_life_minutes, settings.news_stale_after_seconds)
         self._series: dict[tuple[str, str], _Series] = {}  # by instrument and timeframe
 
-    def handle(self, message: Bar) -> Iterator[MarketContext]:
-        """Yield the context of the bar; raise ValueError for a bar that cannot be true."""
+    def handle(self, message: Bar | NewsUpdate) -> Iterator[MarketContext]:
+        """Yield the context of a bar; remember news. ValueError for what cannot be true."""
+        if isinstance(message, NewsUpdate):
+            self._news.add(message)
+            return
         key = (message.instrument, message.timeframe)
         known = self._series.get(key)
         _check(message, known.last_close_ns if known is not None else None)
@@ -71,7 +76,10 @@ class MarketComplexityActor(Actor[Bar, MarketContext]):
         # An auction's bar says nothing about how far prices move by themselves.
         outlook = series.forecaster.add(bar) if bar.is_continuous else Outlook()
         price = complexity_components(list(series.highs), list(series.lows), list(series.closes))
-        news = self._events.impact(bar.instrument, bar.close_ns)
+        news = together(
+            self._events.impact(bar.instrument, bar.close_ns),
+            self._news.impact(bar.instrument, bar.close_ns),
+        )
         is_warm = series.bars_seen > VOLATILITY_BARS
         components = {
             "volatility": price.volatility if is_warm else None,

@@ -100,6 +100,30 @@ class Bar(Message, frozen=True, kw_only=True):
         return self.close_ns
 
 
+class NewsItem(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of unscheduled news and how much it weighs when it is fresh."""
+
+    id: str  # the same each time the same piece is read
+    impact: float  # in [0, 1]
+    published_ns: int  # real clock; never later than it was read
+    instruments: tuple[str, ...] = ()  # whom it concerns; (): the whole market
+    title: str = ""
+
+
+class NewsUpdate(Message, frozen=True, kw_only=True):
+    """The news feed was read; with what was new in it, often nothing. Silence means: not read."""
+
+    stream: ClassVar[str] = "news"
+
+    read_ns: int  # real clock
+    items: tuple[NewsItem, ...] = ()
+    refused: int = 0  # entries of this reading that could not be understood
+
+    @property
+    def time_ns(self) -> int:
+        return self.read_ns
+
+
 class ForecastCheck(msgspec.Struct, frozen=True, array_like=True):
     """What was forecast for a window, and what the window then was."""
 
@@ -502,6 +526,7 @@ AnyMessage = (
     Tick
     | RefusedTick
     | Bar
+    | NewsUpdate
     | MarketContext
     | Decision
     | StartSession

@@ -169,6 +169,10 @@ class ComplexitySettings(ActorSettings):
     """Returns in one volatility; also the bars that the regime is read from."""
     correlation_window: int = Field(default=50, ge=10, le=5000)
     """Returns in the usual correlation between instruments."""
+    news_half_life_minutes: float = Field(default=60.0, gt=0.0, le=10_080.0)
+    """Time after which an item of the news feed weighs half as much."""
+    news_stale_after_seconds: float = Field(default=300.0, ge=1.0, le=86_400.0)
+    """Longest time between a bar's close and a reading of the news feed that counts for it."""
     atr_period: int = Field(default=14, ge=2, le=200)
     """True ranges in the average true range that stops are set by."""
     coefficients: ComplexityCoefficients = ComplexityCoefficients()

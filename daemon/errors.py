@@ -36,6 +36,10 @@ class BusError(TraderError):
     """The bus cannot be reached or refused a command; what was not acknowledged comes again."""
 
 
+class NewsError(TraderError):
+    """The news feed answered something that is no feed, or more than is read."""
+
+
 class ReplayError(TraderError):
     """A recording that is damaged, incomplete or of another version."""
 

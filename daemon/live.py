@@ -25,6 +25,7 @@ from daemon.housekeeping import Housekeeping
 from daemon.journal import Journal
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore
 from daemon.logs import get_logger
+from daemon.news_feed import NewsFeed
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
@@ -185,6 +186,8 @@ class LiveTradingService:
         housekeeping = Housekeeping(
             bus, self.server, latch, control.publish, self._settings.bus.retain_entries
         )
+        # Off, it is no part at all.
+        news = [NewsFeed(self._settings.news, bus)] if self._settings.news.url else []
         actors = [self._actor(name, bus, url, latch) for name in NAMES]
         # Left from the inside out: feed, actors, recording. What the actors still say while they
         # stop belongs to the recording.
@@ -193,7 +196,7 @@ class LiveTradingService:
                 await self._until_ready(bus)
                 await housekeeping.announce_latch()
                 self._on_ready()
-                async with supervise(source):
+                async with supervise(source, *news):
                     stopped_by = await self._until_done(source, duration_s)
                 drained = await self._drain(bus, gateway)
             await journal.catch_up()

@@ -11,7 +11,7 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -135,6 +135,51 @@ class SessionSettings(DaemonSettings):
     """Begin with the kill switch engaged, so that a person releases it; the demo releases it."""
 
 
+class NewsRule(DaemonSettings):
+    """Say how much an item weighs whose title has one of the words."""
+
+    words: tuple[str, ...] = Field(min_length=1, max_length=50)
+    """Words or phrases, found as whole words in any case."""
+    impact: float = Field(gt=0.0, le=1.0)
+    """Weight of the item when it is published."""
+    instruments: tuple[str, ...] = ()
+    """Symbols that it concerns; none: the whole market."""
+
+
+class NewsSettings(DaemonSettings):
+    """Say where unscheduled news are read, and how much of it."""
+
+    url: str | None = None
+    """Address of the feed, https, or http on this machine; None: no news are read."""
+    format: Literal["rss", "json"] = "rss"
+    """rss also means Atom; json is JSON Feed, where items may have impact and instruments."""
+    poll_seconds: float = Field(default=60.0, ge=1.0, le=3600.0)
+    """Real time between two readings; after failures it doubles, up to a quarter of an hour."""
+    timeout_seconds: float = Field(default=10.0, gt=0.0, le=60.0)
+    """Real time that one reading may take."""
+    max_bytes: int = Field(default=262_144, ge=1_024, le=4_194_304)
+    """Size of a document above which it is refused."""
+    max_items: int = Field(default=100, ge=1, le=1_000)
+    """Most entries looked at in one document; feeds have the newest first."""
+    rules: tuple[NewsRule, ...] = Field(default=(), max_length=100)
+    """The first one that fits an item counts; an item that none fits has no weight."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_can_be_trusted(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must have no user or password: settings are written to recordings")
+        is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+        if not parts.hostname or not (
+            parts.scheme == "https" or (parts.scheme == "http" and is_local)
+        ):
+            raise ValueError("must be https://host/path, or http:// on this machine, or null")
+        return url
+
+
 class Secrets(DaemonSettings):
     """Hold what only the environment may say. Never written to a file, a log or a report."""
 
@@ -168,6 +213,7 @@ class Settings(DaemonSettings):
     reasoning: ReasoningSettings = ReasoningSettings()
     risk_limits: RiskLimits = RiskLimits()
     execution: ExecutionSettings = ExecutionSettings()
+    news: NewsSettings = NewsSettings()
     session: SessionSettings = SessionSettings()
     bus: BusSettings = BusSettings()
     secrets: Secrets = Secrets()
@@ -264,6 +310,10 @@ def load_settings(
                 f"event {event.name!r} names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
             )
             problems.add(EVENTS_FILE, text)
+    for rule in settings.news.rules:
+        for unknown in set(rule.instruments) - set(instruments.catalogue.symbols):
+            text = f"news.rules names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
+            problems.add(document.where(("news", "rules")), text)
     problems.raise_if_any()
     return settings.model_copy(
         update={

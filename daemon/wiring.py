@@ -12,7 +12,7 @@ from actors.desk import TradingDesk
 from actors.execution import ExecutionActor
 from actors.instruments import InstrumentCatalogue
 from actors.market_feed import MarketFeedActor
-from actors.messages import Message, Tick, TimeEvent, TradingMode
+from actors.messages import Message, NewsUpdate, Tick, TimeEvent, TradingMode
 from actors.monitoring import MonitoringActor
 from actors.reasoning import ReasoningActor, Recorded, Thinker
 from actors.risk import RiskActor
@@ -53,6 +53,7 @@ INPUT_STREAMS: Mapping[str, tuple[str, ...]] = {
 
 EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tick_source": ((), (Tick.stream, TimeEvent.stream)),
+    "news_feed": ((), (NewsUpdate.stream,)),
     "order_gateway": (("order",), ("report",)),
     "operator": ((), ("control",)),
     "supervisor": ((), ("alert", "control")),

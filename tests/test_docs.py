@@ -39,6 +39,7 @@ NEW_SECTIONS = (
     "reasoning",
     "risk_limits",
     "execution",
+    "news",
     "session",
     "bus",
 )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,6 +23,8 @@ from actors.messages import (
     Heartbeat,
     KillSwitch,
     MarketContext,
+    NewsItem,
+    NewsUpdate,
     PlaceOrder,
     Tick,
 )
@@ -281,21 +284,21 @@ def test_a_folder_without_a_plan_is_no_session(tmp_path: Path) -> None:
 class ForgivingActor(MarketComplexityActor):
     """Pass over what the real one fails on."""
 
-    def handle(self, message: Bar) -> Iterator[MarketContext]:
-        if message.high >= message.low:
+    def handle(self, message: Bar | NewsUpdate) -> Iterator[MarketContext]:
+        if isinstance(message, NewsUpdate) or message.high >= message.low:
             yield from super().handle(message)
 
 
 class FailingActor(MarketComplexityActor):
     """Fail on what the real one can handle."""
 
-    def handle(self, message: Bar) -> Iterator[MarketContext]:
-        if message.close == Decimal(22005):
+    def handle(self, message: Bar | NewsUpdate) -> Iterator[MarketContext]:
+        if isinstance(message, Bar) and message.close == Decimal(22005):
             raise RuntimeError("a new bug")
         yield from super().handle(message)
 
 
-async def record_complexity(folder: Path) -> None:
+async def record_complexity(folder: Path, *news: NewsUpdate) -> None:
     """Record how the complexity actor handles ten bars, of which the fifth cannot be true."""
     bus = MemoryBus()
     journal = Journal(bus, folder, ["complexity"], batch_entries=8, block_ms=5)
@@ -310,6 +313,9 @@ async def record_complexity(folder: Path) -> None:
     )
     tasks = [asyncio.create_task(journal.run()), asyncio.create_task(runner.run())]
     await runner.ready.wait()
+    feed = await bus.publisher("news_feed", [NewsUpdate.stream])
+    await feed.publish(*news)
+    await until_quiet(bus)
     publisher = await bus.publisher("market_feed", [Bar.stream])
     for number in range(10):
         low = Decimal(30000) if number == 4 else Decimal(21990)
@@ -323,7 +329,7 @@ async def record_complexity(folder: Path) -> None:
     journal.close(seal=True)
 
 
-def complexity(kind: type[MarketComplexityActor]) -> Callable[[str], Actor[Bar, MarketContext]]:
+def complexity(kind: type[MarketComplexityActor]) -> Callable[[str], Actor[Any, Any]]:
     return lambda _: kind(ComplexitySettings())
 
 
@@ -337,6 +343,22 @@ async def test_an_input_that_failed_replays_identically(tmp_path: Path) -> None:
     assert [alert.runbook for alert in alerts] == [DEAD_LETTER_RUNBOOK]
     assert result.identical
     assert (result.actors, result.outputs, result.unchecked) == ({"complexity": 10}, 9, 0)
+
+
+async def test_news_are_recorded_and_replay_to_the_same_complexity(tmp_path: Path) -> None:
+    close_ns = a_bar().close_ns
+    item = NewsItem(id="a", impact=0.75, published_ns=close_ns)
+    await record_complexity(tmp_path, NewsUpdate(read_ns=close_ns, items=(item,)))
+    recording = Recording(tmp_path)
+
+    result = replay(recording, complexity(MarketComplexityActor), ("complexity",))
+
+    messages = [entry.message for entry in recording.entries.values()]
+    contexts = [one for one in messages if isinstance(one, MarketContext)]
+    assert max(context.news_impact for context in contexts) == 0.75
+    assert "news" in contexts[-1].missing  # by then the feed had not been read for long
+    assert result.identical
+    assert result.actors == {"complexity": 11}
 
 
 async def test_an_input_that_failed_and_does_so_no_more_is_a_difference(tmp_path: Path) -> None:
