@@ -28,6 +28,7 @@ from daemon.memory_use import resident_mib
 from daemon.plan import SessionPlan
 from daemon.redis_bus import RedisBus
 from daemon.runner import Runner
+from hrm.agent import HRMAgent
 from hrm.manifest import IntegrityError
 
 WAIT_S = 20.0
@@ -77,6 +78,19 @@ def test_the_thinker_is_the_model_of_the_plan(recorded: RecordedSession) -> None
 
     assert thinker is not None
     assert thinker.digest == recorded.plan.model_digest != ""
+
+
+@pytest.mark.parametrize(("has_versions", "name"), [(True, "onnx"), (False, "eager")])
+def test_a_session_begun_before_the_fast_engine_keeps_the_eager_one(
+    recorded: RecordedSession, has_versions: bool, name: str
+) -> None:
+    versions = recorded.plan.versions if has_versions else {"torch": "2.13.0"}
+
+    thinker = load_thinker(msgspec.structs.replace(recorded.plan, versions=versions))
+
+    assert isinstance(thinker, HRMAgent)
+    assert thinker.choice is not None
+    assert thinker.choice.name == name
 
 
 def test_another_model_than_the_plans_is_refused(recorded: RecordedSession) -> None:
