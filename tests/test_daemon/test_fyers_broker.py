@@ -1,113 +1,27 @@
 """The Fyers broker against the simulator over HTTP and socket: nothing twice, nothing lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from decimal import Decimal
+from collections.abc import AsyncIterator
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import aiohttp
 import pytest
+from fyers_account import AMPLE, SBIN, Account, a_resting_order, an_order
 from order_world import OpenLatch
 
-from actors.messages import Alert, ExecutionReport, PlaceOrder
+from actors.messages import ExecutionReport, PlaceOrder
 from daemon.brokers.base import Broker
-from daemon.brokers.fyers.broker import FyersBroker
-from daemon.brokers.fyers.data_socket import SocketTimes
-from daemon.brokers.fyers.ledger import CallBudget, RateLedger
-from daemon.brokers.fyers.order_socket import DayPosition, OrderSocket, Subscribed, event_of
-from daemon.brokers.fyers.rest import CallTimes, FyersRest
+from daemon.brokers.fyers.ledger import RateLedger
+from daemon.brokers.fyers.order_socket import DayPosition, Subscribed, event_of
 from daemon.brokers.fyers_books import OrderRow, TradeRow
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import SystemClock
 from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, LoginNeeded, TooManyCalls
-from daemon.login_command import simulated
 from daemon.memory_bus import MemoryBus
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
 
-SBIN = "NSE:SBIN-EQ"
-QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
-SOCKET = SocketTimes(
-    connect_s=0.3, ping_s=0.05, silence_s=0.3, first_delay_s=0.01, longest_delay_s=0.05
-)
-AMPLE = CallBudget(per_second=500, per_minute=5000)
 POST, DELETE = "POST /api/v3/orders/sync", "DELETE /api/v3/orders/sync"
-
-
-class Account:
-    """A simulated broker and our broker on it, listening."""
-
-    def __init__(
-        self, simulator: FyersSimulator, http: aiohttp.ClientSession, ledger: RateLedger
-    ) -> None:
-        self.simulator = simulator
-        self.http = http
-        self.token = simulator.token()
-        self.alerts: list[Alert] = []
-        self.problems: list[str] = []
-        self.written: dict[str, PlaceOrder] = {}
-        self.told: list[ExecutionReport] = []
-        self.rest = FyersRest(
-            http,
-            simulated(simulator.urls.base),
-            app_id=simulator.account.app_id,
-            token=lambda: self.token,
-            ledger=ledger,
-            clock=SystemClock(),
-            random=Random(1),
-            times=QUICK,
-        )
-        self.broker = self.new_broker()
-
-    def new_broker(self) -> FyersBroker:
-        """Return a broker as after a restart."""
-        self.socket = OrderSocket(
-            self.simulator.urls.order_socket,
-            self.http,
-            header=self.header,
-            clock=SystemClock(),
-            random=Random(1),
-            times=SOCKET,
-            on_alert=self.alerts.append,
-        )
-        return FyersBroker(
-            self.rest,
-            self.socket,
-            {"SBIN": SBIN},
-            recall=self.recall,
-            is_live=False,
-            on_problem=self.problems.append,
-        )
-
-    async def header(self) -> str:
-        return f"{self.simulator.account.app_id}:{self.token}"
-
-    async def recall(self, tag: str) -> PlaceOrder | None:
-        return self.written.get(tag)
-
-    async def collect(self) -> None:
-        async for report in self.broker.reports():
-            self.told.append(report)
-
-    async def listening(self) -> None:
-        await self.until(lambda: self.socket.state == "live")
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not holds():  # noqa: ASYNC110 - two programs have no event in common
-                await asyncio.sleep(0.01)
-
-    async def trade(self, seconds: int = 2) -> None:
-        await self.simulator.advance(seconds)
-
-    def filled(self) -> int:
-        """Return the units that reports prove, each fact once."""
-        return sum({one.execution_id: one.last_quantity for one in self.told}.values())
-
-    def statuses(self) -> list[str]:
-        return [report.status for report in self.told]
 
 
 @pytest.fixture
@@ -124,27 +38,6 @@ async def account(tmp_path: Path) -> AsyncIterator[Account]:
                 await account.broker.close()
                 await asyncio.wait_for(running, 5)
                 collecting.cancel()
-
-
-def an_order(tag: str = "a1", **changes: Any) -> PlaceOrder:
-    fields: dict[str, Any] = {
-        "client_order_id": tag,
-        "decision_id": "d1",
-        "instrument": "SBIN",
-        "side": "buy",
-        "quantity": 10,
-        "order_type": "market",
-        "purpose": "entry",
-        "reason": "test",
-        "placed_ns": 1,
-    }
-    return PlaceOrder(**(fields | changes))
-
-
-def a_resting_order(account: Account, tag: str = "a1") -> PlaceOrder:
-    last = account.simulator.market.quote(SBIN).last
-    price = Decimal(round(last * 0.97) // 10 * 10) / 100
-    return an_order(tag, order_type="limit", limit_price=price)
 
 
 def test_it_is_a_broker(account: Account) -> None:
@@ -298,6 +191,23 @@ async def test_a_question_that_cannot_be_asked_proves_nothing(
     ):
         with pytest.raises(BrokerUnavailable):
             await ask
+
+
+async def test_with_the_days_calls_used_up_an_order_can_still_be_found_and_cancelled(
+    account: Account,
+) -> None:
+    await account.broker.place(a_resting_order(account))
+    await account.trade()
+    for _ in range(2):
+        account.ledger.note_refusal()
+
+    with pytest.raises(BrokerUnavailable, match="refused today"):
+        await account.broker.refresh()
+    found = await account.broker.find("a1")
+    cancelled = await account.broker.cancel_all()
+
+    assert found is not None
+    assert cancelled == ["a1"]
 
 
 async def test_a_cancel_that_was_turned_away_is_not_taken_for_nothing_to_cancel(

@@ -110,7 +110,7 @@ class FyersBroker:
 
     async def cancel_all(self) -> list[str]:
         ended = []
-        for row in await self._open_rows():
+        for row in await self._open_rows(reduces_risk=True):
             try:
                 await self._cancel(row.id)
             except BrokerError as error:  # the others are no less to be taken back
@@ -140,7 +140,7 @@ class FyersBroker:
                 f"order {client_order_id} is at the broker, but not written down here"
             )
         # After the orders: what they say is filled is then among the trades.
-        trades = await self._read_trades()
+        trades = await self._read_trades(reduces_risk=True)
         told: list[ExecutionReport] = []
         for row in rows:
             told += [fill_report(one, order) for one in trades if one.order_id == row.id]
@@ -254,9 +254,9 @@ class FyersBroker:
             rows = await self._rest.orders()
         return list(self._readable(rows, OrderRow.read))
 
-    async def _read_trades(self) -> list[TradeRow]:
+    async def _read_trades(self, *, reduces_risk: bool = False) -> list[TradeRow]:
         with _asking():
-            rows = await self._rest.trades()
+            rows = await self._rest.trades(reduces_risk=reduces_risk)
         return list(self._readable(rows, TradeRow.read))
 
     def _readable(
@@ -272,12 +272,12 @@ class FyersBroker:
     async def _rows_of(self, tag: str) -> list[OrderRow]:
         """Return the orders under a tag; BrokerUnavailable if one of them cannot be read."""
         with _asking():
-            rows = await self._rest.orders()
+            rows = await self._rest.orders(reduces_risk=True)
         return [_readable_order(row) for row in rows if own_tag(row.get("orderTag")) == tag]
 
-    async def _open_rows(self) -> list[OrderRow]:
+    async def _open_rows(self, *, reduces_risk: bool = False) -> list[OrderRow]:
         with _asking():
-            rows = await self._rest.orders()
+            rows = await self._rest.orders(reduces_risk=reduces_risk)
         return [row for row in map(_readable_order, rows) if row.status not in _FINAL]
 
     async def _as_placed(self, row: OrderRow) -> PlaceOrder:

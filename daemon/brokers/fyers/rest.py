@@ -99,9 +99,14 @@ class FyersRest:
         self._random = random
         self._times = times or CallTimes()
 
-    async def read(self, url: str, query: Mapping[str, str] | None = None) -> JsonObject:
-        """Make a call that changes nothing, again if it is not answered."""
-        return await self._repeated("GET", url, query=query)
+    async def read(
+        self, url: str, query: Mapping[str, str] | None = None, *, reduces_risk: bool = False
+    ) -> JsonObject:
+        """Make a call that changes nothing, again if it is not answered.
+
+        `reduces_risk`: it may use the calls kept for cancels and exits, being needed for one.
+        """
+        return await self._repeated("GET", url, query=query, reduces_risk=reduces_risk)
 
     async def write(
         self, method: str, path: str, body: Any, *, reduces_risk: bool = False
@@ -117,13 +122,15 @@ class FyersRest:
         """Return who is logged in."""
         return _object(await self.read(f"{self._endpoints.api}/profile"), "data")
 
-    async def orders(self) -> list[JsonObject]:
+    async def orders(self, *, reduces_risk: bool = False) -> list[JsonObject]:
         """Return the orders of the day, as the broker writes them."""
-        return _rows(await self.read(f"{self._endpoints.api}/orders"), "orderBook")
+        url = f"{self._endpoints.api}/orders"
+        return _rows(await self.read(url, reduces_risk=reduces_risk), "orderBook")
 
-    async def trades(self) -> list[JsonObject]:
+    async def trades(self, *, reduces_risk: bool = False) -> list[JsonObject]:
         """Return the fills of the day."""
-        return _rows(await self.read(f"{self._endpoints.api}/tradebook"), "tradeBook")
+        url = f"{self._endpoints.api}/tradebook"
+        return _rows(await self.read(url, reduces_risk=reduces_risk), "tradeBook")
 
     async def positions(self) -> list[JsonObject]:
         """Return positions, carried ones and those of other programs included."""
@@ -175,18 +182,27 @@ class FyersRest:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
+        reduces_risk: bool = False,
         has_bare_token: bool = False,
     ) -> JsonObject:
+        async def once() -> JsonObject:
+            return await self._once(
+                method,
+                url,
+                query=query,
+                body=body,
+                reduces_risk=reduces_risk,
+                has_bare_token=has_bare_token,
+            )
+
         delay_s = self._times.first_delay_s
         for _ in range(self._times.tries - 1):
             try:
-                return await self._once(
-                    method, url, query=query, body=body, has_bare_token=has_bare_token
-                )
+                return await once()
             except BrokerUnavailable:
                 await self._clock.sleep(delay_s * (0.5 + self._random.random()))
                 delay_s *= 2
-        return await self._once(method, url, query=query, body=body, has_bare_token=has_bare_token)
+        return await once()
 
     async def _once(
         self,

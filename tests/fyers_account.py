@@ -1,0 +1,122 @@
+"""A simulated Fyers account over HTTP and socket, and our broker on it."""
+
+import asyncio
+from collections.abc import Callable
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import aiohttp
+
+from actors.messages import Alert, ExecutionReport, PlaceOrder
+from daemon.brokers.fyers.broker import FyersBroker
+from daemon.brokers.fyers.data_socket import SocketTimes
+from daemon.brokers.fyers.ledger import CallBudget, RateLedger
+from daemon.brokers.fyers.order_socket import OrderSocket
+from daemon.brokers.fyers.rest import CallTimes, FyersRest
+from daemon.brokers.fyers_simulator import FyersSimulator
+from daemon.clock import SystemClock
+from daemon.login_command import simulated
+
+SBIN = "NSE:SBIN-EQ"
+QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
+SOCKET = SocketTimes(
+    connect_s=0.3, ping_s=0.05, silence_s=0.3, first_delay_s=0.01, longest_delay_s=0.05
+)
+AMPLE = CallBudget(per_second=500, per_minute=5000)
+
+
+class Account:
+    """A simulated broker and our broker on it, listening."""
+
+    def __init__(
+        self, simulator: FyersSimulator, http: aiohttp.ClientSession, ledger: RateLedger
+    ) -> None:
+        self.simulator = simulator
+        self.http = http
+        self.ledger = ledger
+        self.token = simulator.token()
+        self.alerts: list[Alert] = []
+        self.problems: list[str] = []
+        self.written: dict[str, PlaceOrder] = {}
+        self.told: list[ExecutionReport] = []
+        self.rest = FyersRest(
+            http,
+            simulated(simulator.urls.base),
+            app_id=simulator.account.app_id,
+            token=lambda: self.token,
+            ledger=ledger,
+            clock=SystemClock(),
+            random=Random(1),
+            times=QUICK,
+        )
+        self.broker = self.new_broker()
+
+    def new_broker(self) -> FyersBroker:
+        """Return a broker as after a restart."""
+        self.socket = OrderSocket(
+            self.simulator.urls.order_socket,
+            self.http,
+            header=self.header,
+            clock=SystemClock(),
+            random=Random(1),
+            times=SOCKET,
+            on_alert=self.alerts.append,
+        )
+        return FyersBroker(
+            self.rest,
+            self.socket,
+            {"SBIN": SBIN},
+            recall=self.recall,
+            is_live=False,
+            on_problem=self.problems.append,
+        )
+
+    async def header(self) -> str:
+        return f"{self.simulator.account.app_id}:{self.token}"
+
+    async def recall(self, tag: str) -> PlaceOrder | None:
+        return self.written.get(tag)
+
+    async def collect(self) -> None:
+        async for report in self.broker.reports():
+            self.told.append(report)
+
+    async def listening(self) -> None:
+        await self.until(lambda: self.socket.state == "live")
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110 - two programs have no event in common
+                await asyncio.sleep(0.01)
+
+    async def trade(self, seconds: int = 2) -> None:
+        await self.simulator.advance(seconds)
+
+    def filled(self) -> int:
+        """Return the units that reports prove, each fact once."""
+        return sum({one.execution_id: one.last_quantity for one in self.told}.values())
+
+    def statuses(self) -> list[str]:
+        return [report.status for report in self.told]
+
+
+def an_order(tag: str = "a1", **changes: Any) -> PlaceOrder:
+    fields: dict[str, Any] = {
+        "client_order_id": tag,
+        "decision_id": "d1",
+        "instrument": "SBIN",
+        "side": "buy",
+        "quantity": 10,
+        "order_type": "market",
+        "purpose": "entry",
+        "reason": "test",
+        "placed_ns": 1,
+    }
+    return PlaceOrder(**(fields | changes))
+
+
+def a_resting_order(account: Account, tag: str = "a1") -> PlaceOrder:
+    last = account.simulator.market.quote(SBIN).last
+    price = Decimal(round(last * 0.97) // 10 * 10) / 100
+    return an_order(tag, order_type="limit", limit_price=price)
