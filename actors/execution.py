@@ -288,6 +288,7 @@ class ExecutionActor(Actor[Input, Output]):
                 phase = self._calendar.phase(holding.instrument.session, self._now_ns)
                 if phase in ("square_off", "closed"):
                     yield from self._square_off(holding)
+                yield from self._tell_if_late(holding)
             yield from self._pursue_exit(holding)
             yield from self._chase(holding)
 
@@ -297,7 +298,7 @@ class ExecutionActor(Actor[Input, Output]):
             market = holding.instrument.session
             day = self._calendar.session_key(market, self._now_ns)
             if self._session_days.get(market, day) < day:
-                holding.is_held_back = False
+                holding.is_held_back = holding.is_told_late = False
                 if holding.exit is not None and holding.exit.has_failed:
                     holding.exit = None
         for market in {holding.instrument.session for holding in self._holdings.values()}:
@@ -318,6 +319,23 @@ class ExecutionActor(Actor[Input, Output]):
                 NOT_CLOSED_RUNBOOK,
                 holding.name,
             )
+
+    def _tell_if_late(self, holding: Holding) -> Iterator[Output]:
+        """Call a person, once, for a position that is open when it should be closed (`flat_by`)."""
+        if not holding.net or holding.is_told_late:
+            return
+        interval = self._calendar.interval(holding.instrument.session, self._now_ns)
+        if interval is None or self._now_ns < interval.flat_by_ns:
+            return
+        holding.is_told_late = True
+        left_s = (interval.close_ns - self._now_ns) // _SECOND_NS
+        yield self._alert(
+            "critical",
+            f"{holding.net} units of {holding.name} should be closed by now and trading ends in "
+            f"{left_s} s. Close them by hand if the exit does not fill.",
+            NOT_CLOSED_RUNBOOK,
+            holding.name,
+        )
 
     def _chase(self, holding: Holding) -> Iterator[Output]:
         """Ask once for an order that has no final answer in time; then call a person."""

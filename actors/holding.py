@@ -142,6 +142,7 @@ class Holding:
     exit: Exit | None = None
     exits_sent: int = 0  # never starts again: client order ids of exits count on
     is_held_back: bool = False  # a person was told that the kill switch keeps it open
+    is_told_late: bool = False  # a person was told that it is open when it should be closed
 
     def book(self, order: Order, report: ExecutionReport, costs: Decimal, now_ns: int) -> None:
         """Count one fill: net, average price, result and charges.
@@ -175,7 +176,7 @@ class Holding:
         self.entry_ns = min(report.event_ns, now_ns)
         self.decision_id = order.placed.decision_id
         self.trip_pnl = Decimal(0)
-        self.is_held_back = False
+        self.is_held_back = self.is_told_late = False
         intent = order.intent
         if intent is None:
             return  # more was closed than was open: no levels belong to what is left

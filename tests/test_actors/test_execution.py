@@ -33,6 +33,7 @@ from actors.messages import (
     Position,
 )
 from actors.policies import ExecutionSettings
+from actors.session import SessionCalendar, SessionTable
 
 DAY_NS = 24 * 60 * MINUTE_NS
 SQUARE_OFF_NS = OPEN_NS + 365 * MINUTE_NS  # 15:20
@@ -589,6 +590,47 @@ def test_nothing_is_closed_before_square_off() -> None:
     entered(execution)
 
     assert outputs_of(execution, a_time(SQUARE_OFF_NS - SECOND_NS)) == []
+
+
+def a_calendar_that_closes_positions_early() -> SessionCalendar:
+    """Return NSE with square-off at 15:00 and positions closed by 15:08, as for shares."""
+    hours = {
+        "effective_from": "2024-01-01", "open": "09:15", "entries_until": "14:55",
+        "square_off": "15:00", "flat_by": "15:08", "close": "15:15",
+    }  # fmt: skip
+    days = {"covered_from": "2024-01-01", "covered_until": "2024-12-31"}
+    market = {"timezone": "Asia/Kolkata", "calendar": "india", "hours": [hours]}
+    table = {"calendars": {"india": days}, "markets": {"NSE": market}}
+    return SessionCalendar(SessionTable.model_validate(table))
+
+
+def test_a_person_is_called_once_for_a_position_that_is_open_when_it_should_be_closed() -> None:
+    calendar = a_calendar_that_closes_positions_early()
+    execution = ExecutionActor(ExecutionSettings(), a_catalogue(), calendar)
+    entered(execution)
+    flat_by_ns = OPEN_NS + 353 * MINUTE_NS
+    leaving = the_order(outputs_of(execution, a_time(OPEN_NS + 345 * MINUTE_NS)))
+    before = outputs_of(execution, a_report(leaving, "accepted"), a_time(flat_by_ns - 1))
+
+    outputs = outputs_of(execution, a_time(flat_by_ns), a_time(flat_by_ns + SECOND_NS))
+
+    assert leaving.reason == "SQUARE_OFF"
+    assert alerts_of(before) == []
+    (alert,) = alerts_of(outputs)
+    assert (alert.severity, alert.runbook) == ("critical", "Position not closed")
+    assert alert.text.startswith("75 units of Nifty should be closed by now")
+    assert "ends in 420 s" in alert.text
+
+
+def test_nobody_is_called_for_a_position_that_was_closed_in_time() -> None:
+    calendar = a_calendar_that_closes_positions_early()
+    execution = ExecutionActor(ExecutionSettings(), a_catalogue(), calendar)
+    entered(execution)
+    leaving = the_order(outputs_of(execution, a_time(OPEN_NS + 345 * MINUTE_NS)))
+
+    outputs = outputs_of(execution, a_fill(leaving, "22000"), a_time(OPEN_NS + 353 * MINUTE_NS))
+
+    assert alerts_of(outputs) == []
 
 
 def test_square_off_takes_open_entries_back() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from recorded_session import (
 )
 from typer.testing import CliRunner
 
+from actors.charges import ChargeTable
 from actors.complexity import MarketComplexityActor
 from actors.messages import ACTIONS, Bar, Decision, ExecutionReport, MarketContext, PlaceOrder
 from daemon.backtest import BacktestService, BarProgress, prepare
@@ -30,6 +32,7 @@ from daemon.cli import app
 from daemon.errors import ConfigError, DataError, PartCrashed
 from daemon.replay import Recording
 from daemon.session_run import Setting
+from daemon.settings import load_settings
 
 _MINUTES_5_NS = 300 * SECOND_NS
 
@@ -125,6 +128,35 @@ def test_the_money_adds_up(progress: tuple[BacktestResult, list[BarProgress]]) -
         for trade in result.trades
     )
     assert result.total_pnl == pytest.approx(by_prices - result.charges)
+
+
+def at_statutory_charges(where: Setting, effective_from: str) -> BacktestResult:
+    """Run with the shipped rates of options at NSE, as if they held from another day on."""
+    execution = where.settings.execution
+    (*_, rates) = load_settings(CONFIG_DIR, {}).execution.charge_table.rates["NSE"]["options"]
+    moved = rates.model_copy(update={"effective_from": date.fromisoformat(effective_from)})
+    fields = {
+        "charges": "statutory",
+        "charge_table": ChargeTable(rates={"NSE": {"options": (moved,)}}),
+    }
+    changed = where.settings.model_copy(update={"execution": execution.model_copy(update=fields)})
+    return BacktestService(replace(where, settings=changed)).run_alone()
+
+
+def test_a_backtest_pays_statutory_charges_on_every_order(where: Setting) -> None:
+    result = at_statutory_charges(where, "2024-01-01")
+
+    assert result.trades
+    assert result.charges > result.total_trades * 2 * 20 * 1.18  # brokerage and its tax alone
+    by_prices = sum(
+        (-1 if trade.action in ("BUY_LONG", "CLOSE_SHORT") else 1) * trade.price * trade.quantity
+        for trade in result.trades
+    )
+    assert result.total_pnl == pytest.approx(by_prices - result.charges)
+
+
+def test_a_backtest_of_days_without_known_charges_makes_no_trade(where: Setting) -> None:
+    assert at_statutory_charges(where, "2026-04-01").trades == ()
 
 
 def test_what_is_open_when_the_data_ends_is_closed_at_the_last_price(where: Setting) -> None:
