@@ -22,10 +22,14 @@ Rupees = Annotated[Decimal, Field(ge=0)]
 _WEIGHT_SUM_TOLERANCE = 1e-9
 
 
-class ActorSettings(BaseModel):
-    """Refuse unknown keys, later changes, NaN and infinity, in the settings of every actor."""
+class Checked(BaseModel):
+    """Refuse unknown keys, later changes, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ActorSettings(Checked):
+    """Hold settings of an actor; every one has a safe default."""
 
 
 class FeedSettings(ActorSettings):
@@ -71,7 +75,7 @@ class ComplexityWeights(ActorSettings):
         return self
 
 
-class ForecastCoefficients(ActorSettings):
+class ForecastCoefficients(Checked):
     """Weigh what is known at a bar's close into the probability of a demanding window.
 
     A logistic regression, fitted offline by `python -m benchmarks.complexity --fit`.
@@ -93,7 +97,7 @@ class ForecastCoefficients(ActorSettings):
         return 1.0 / (1.0 + math.exp(-min(max(total, -40.0), 40.0)))
 
 
-class RegimeModel(ActorSettings):
+class RegimeModel(Checked):
     """Describe three regimes as a hidden Markov chain; fitted offline with hmmlearn.
 
     In the order trending, ranging, volatile. Each emits (how far the last window moved more than
@@ -108,7 +112,7 @@ class RegimeModel(ActorSettings):
     variances: tuple[tuple[float, float], ...]
 
 
-class ScheduledEvent(ActorSettings):
+class ScheduledEvent(Checked):
     """One dated fact that moves markets, with where it was read."""
 
     at: AwareDatetime

@@ -325,7 +325,9 @@ class OrderGateway:
     async def _keep_reconciling(self, tasks: asyncio.TaskGroup) -> None:
         while self._reconciler is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look_again.wait(), self._reconcile_every_s)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes with the event.
+                async with asyncio.timeout(self._reconcile_every_s):
+                    await self._look_again.wait()
             self._look_again.clear()
             await self._reconcile(tasks, self._reconciler)
             self._looked.set()

@@ -75,7 +75,8 @@ class Reconciler:
         A broker that cannot be asked is no reason to stay in: then the log's word counts.
         """
         try:
-            positions = await asyncio.wait_for(self._broker.positions(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                positions = await self._broker.positions()
         except (BrokerUnavailable, TimeoutError):
             return None
         net = positions.get(order.instrument, 0)
@@ -98,11 +99,13 @@ class Reconciler:
         self, drained: Callable[[], bool]
     ) -> tuple[tuple[Difference, ...], tuple[str, ...]] | None:
         for _ in range(_LOOKS):
-            await asyncio.wait_for(self._broker.refresh(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._broker.refresh()
             await self._until(drained)
             before = await self._outbox.ledger()
-            positions = await asyncio.wait_for(self._broker.positions(), self._timeout_s)
-            open_orders = await asyncio.wait_for(self._broker.open_orders(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                positions = await self._broker.positions()
+                open_orders = await self._broker.open_orders()
             await self._until(drained)
             after: Ledger = await self._outbox.ledger()
             if before == after:
