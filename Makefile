@@ -33,7 +33,7 @@ demo: setup  ## Paper-trade real candles, then one JSON summary; DURATION= s, SP
 	$(BIN)/hrm-trader demo --json --speed $(SPEED) $(if $(DURATION),--duration $(DURATION)) $(if $(DATA),--data $(DATA))
 
 test: check  ## Run every check and every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "integration or slow"
 
 check: static  ## Run format, lint, types, import contracts and the fast tests
 	$(BIN)/python -m pytest -n 2 -q -m "not integration and not slow"
