@@ -96,7 +96,8 @@ class LiveTradingService:
                 if view is not None and view.session_of(self.user_id) is None:
                     return
                 try:
-                    await asyncio.wait_for(self._ended.wait(), 0.5)
+                    async with asyncio.timeout(0.5):
+                        await self._ended.wait()
                 except TimeoutError:
                     continue
 

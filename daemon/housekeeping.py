@@ -73,7 +73,8 @@ class Housekeeping:
             except BusError as error:
                 await self._restart_server(str(error))
             try:
-                await asyncio.wait_for(self._stopping.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._stopping.wait()
             except TimeoutError:
                 continue
 

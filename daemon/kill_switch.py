@@ -151,7 +151,8 @@ class KillSwitchLatch:
         if self._store is None or latch.at == UNTRUSTED:
             return latch
         try:
-            value = await asyncio.wait_for(self._store.get(self._key), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                value = await self._store.get(self._key)
         except (BusError, TimeoutError) as error:
             detail = str(error) or f"no answer in {self._timeout_s:g} s"
             if latch.engaged:
@@ -228,7 +229,8 @@ class KillSwitchLatch:
             return Step("latch key", True, "none in this mode")
         try:
             value = msgspec.json.encode(latch)
-            await asyncio.wait_for(self._store.set(self._key, value), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._store.set(self._key, value)
         except (BusError, TimeoutError) as error:
             return Step("latch key", False, str(error) or f"no answer in {self._timeout_s:g} s")
         return Step("latch key", True, self._key)
@@ -244,7 +246,8 @@ class KillSwitchLatch:
             flatten=latch.flatten,
         )
         try:
-            await asyncio.wait_for(self._announce(message), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._announce(message)
         except (BusError, TimeoutError) as error:
             return Step("message", False, str(error) or f"no answer in {self._timeout_s:g} s")
         return Step("message", True, "KillSwitch published")

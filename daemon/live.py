@@ -300,7 +300,8 @@ class LiveTradingService:
     async def _drain(self, bus: Bus, gateway: OrderGateway) -> bool:
         """Let what has been published run to its end; False when it did not in time."""
         try:
-            await asyncio.wait_for(until_quiet(bus, gateway.is_idle), _DRAIN_WAIT_S)
+            async with asyncio.timeout(_DRAIN_WAIT_S):
+                await until_quiet(bus, gateway.is_idle)
         except TimeoutError:
             get_logger().error("not drained", seconds=_DRAIN_WAIT_S)
             return False

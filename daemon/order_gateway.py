@@ -194,7 +194,8 @@ class OrderGateway:
         await self._outbox.mark_sent(tag)
         self._sent_ns.append(self._clock_ns())
         try:
-            await asyncio.wait_for(self._broker.place(order), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._broker.place(order)
         except BrokerRejected as error:
             self._log.warning("order rejected", order_id=tag, reason=str(error))
             await self._keep([self._own_report(order, "rejected", str(error))], answers=tag)
@@ -266,7 +267,8 @@ class OrderGateway:
         self._sent_ns.append(self._clock_ns())
         for attempt in range(_CANCEL_ATTEMPTS):
             try:
-                await asyncio.wait_for(self._broker.cancel(tag), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    await self._broker.cancel(tag)
             except BrokerRejected as error:
                 # There was nothing to take back: what became of the order, then?
                 self._log.info("nothing to cancel", order_id=tag, reason=str(error))
@@ -298,7 +300,8 @@ class OrderGateway:
         retry_s = self._retry_first_s
         while True:
             try:
-                found = await asyncio.wait_for(self._broker.find(tag), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    found = await self._broker.find(tag)
                 break
             except (BrokerError, TimeoutError) as error:
                 self._log.warning("order cannot be asked for", order_id=tag, reason=str(error))
@@ -456,4 +459,5 @@ class OrderGateway:
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()

@@ -86,7 +86,8 @@ class ActorProcess:
         if not self._stopping:  # else it was asked before, and did not end in time
             self._terminate()
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), self._stop_wait_s)
+                async with asyncio.timeout(self._stop_wait_s):
+                    await process.wait()
         if process.returncode is None:
             process.kill()
             await process.wait()
@@ -161,7 +162,8 @@ class Supervisor:
             except Exception:
                 log.exception("crash not told")  # whoever listens, the part must come back
             try:
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await self._stopping.wait()
             except TimeoutError:
                 backoff_s = min(backoff_s * 2, _BACKOFF_LONGEST_S)
 
