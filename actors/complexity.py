@@ -24,6 +24,7 @@ NEUTRAL_COMPLEXITY = 0.5
 """Complexity while nothing about the market is known: neither calm nor alarming."""
 
 _USUAL_WINDOWS = 4  # the usual correlation is taken over this many recent windows, before them
+_LONGEST_SILENCE_BARS = 3  # an instrument without a bar for longer says nothing about now
 _LEAST_USUAL_CORRELATION = 0.1  # below it there is no usual correlation that could break down
 _PRICE_STEP = Decimal("0.00000001")
 
@@ -109,16 +110,18 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
         """Say how far the correlations with the other instruments have left their usual values.
 
         Only bars before this one count, so that it does not matter which of several instruments
-        closes its bar first. A pair weighs as much as its usual correlation; None: no pair has one.
+        closes its bar first. A pair weighs as much as its usual correlation; one whose other
+        instrument fell silent is left out. None: no pair has a usual correlation.
         """
         own = self._series[bar.instrument, bar.timeframe].returns
         window = self._settings.correlation_window
+        latest = list(own)[-_LONGEST_SILENCE_BARS:]
         lost, usual_total = 0.0, 0.0
         for (instrument, timeframe), series in sorted(self._series.items()):
             if instrument == bar.instrument or timeframe != bar.timeframe:
                 continue
             common = [at for at in own if at in series.returns and at < bar.close_ns]
-            if len(common) < 2 * window:
+            if len(common) < 2 * window or common[-1] < latest[0]:
                 continue
             recent, earlier = common[-window:], common[:-window]
             usual = _correlation(own, series.returns, earlier)

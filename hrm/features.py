@@ -251,11 +251,7 @@ def complexity_history(high: ArrayLike, low: ArrayLike, close: ArrayLike) -> Com
     among what there is.
     """
     c = np.asarray(close, dtype=np.float64)
-    if not len(c) == len(np.asarray(high)) == len(np.asarray(low)):
-        raise ValueError(
-            f"high, low and close must be equally long, were {len(np.asarray(high))}, "
-            f"{len(np.asarray(low))}, {len(c)}"
-        )
+    _check_lengths(high, low, close)
     count = len(c)
     rank = np.full(count, 0.5)
     regime = np.full(count, REGIMES.index("ranging"), dtype=np.int64)
@@ -265,21 +261,7 @@ def complexity_history(high: ArrayLike, low: ArrayLike, close: ArrayLike) -> Com
     if known <= 0:
         return ComplexityHistory(rank, regime, stability, is_known)
 
-    returns = np.diff(np.log(c))
-    volatility = np.sqrt(rolling_mean(returns**2, VOLATILITY_BARS))  # [known]
-    padded = np.concatenate([np.full(RANK_BARS - 1, np.nan), volatility])
-    trailing = sliding_window_view(padded, RANK_BARS)  # [known, RANK_BARS]; NaN compares false
-    below = np.sum(trailing < volatility[:, None], axis=1)
-    equal = np.sum(trailing == volatility[:, None], axis=1)  # itself included
-    available = np.minimum(np.arange(1, known + 1), RANK_BARS)
-    rank[-known:] = (below + 0.5 * equal) / available
-
-    straightness = np.abs(efficiency(returns, VOLATILITY_BARS))
-    is_volatile = rank[-known:] >= VOLATILE_RANK
-    is_trending = ~is_volatile & (straightness >= TRENDING_EFFICIENCY)
-    regime[-known:][is_volatile] = REGIMES.index("volatile")
-    regime[-known:][is_trending] = REGIMES.index("trending")
-
+    rank[-known:], regime[-known:] = _newest_ranks(c, known)
     labels = regime[-known:].astype(np.float64)
     padded = np.concatenate([np.full(STABILITY_BARS - 1, np.nan), labels])
     same = sliding_window_view(padded, STABILITY_BARS) == labels[:, None]
@@ -296,15 +278,53 @@ def complexity_components(
     Only the newest CONTEXT_BARS bars are looked at; keep that many. Fewer than 21 bars read as a
     calm ranging market.
     """
-    h, l, c = (np.asarray(x, dtype=np.float64)[-CONTEXT_BARS:] for x in (high, low, close))  # noqa: E741
+    _check_lengths(high, low, close)
+    c = np.asarray(close, dtype=np.float64)[-CONTEXT_BARS:]
     if len(c) == 0:
         raise ValueError("complexity needs at least one bar, got none")
-    history = complexity_history(h, l, c)
+    known = len(c) - VOLATILITY_BARS
+    if known <= 0:
+        return ComplexityComponents(volatility=0.5, regime="ranging", regime_stability=1.0)
+    # Only bars that the stability of the newest one counts need a rank: a tenth of the work.
+    rank, regime = _newest_ranks(c, min(known, STABILITY_BARS))
+    same = int(np.count_nonzero(regime == regime[-1]))
     return ComplexityComponents(
-        volatility=float(history.volatility[-1]),
-        regime=REGIMES[int(history.regime[-1])],
-        regime_stability=float(history.regime_stability[-1]),
+        volatility=float(rank[-1]),
+        regime=REGIMES[int(regime[-1])],
+        regime_stability=same / len(regime),
     )
+
+
+def _check_lengths(high: ArrayLike, low: ArrayLike, close: ArrayLike) -> None:
+    lengths = [len(np.asarray(column)) for column in (high, low, close)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"high, low and close must be equally long, were {', '.join(map(str, lengths))}"
+        )
+
+
+def _newest_ranks(close: FloatArray, rows: int) -> tuple[FloatArray, IntArray]:
+    """Give volatility rank and regime of the newest bars, [rows] each; all others lie behind them.
+
+    close: more than VOLATILITY_BARS prices; rows: at most as many as there are beyond those.
+    """
+    returns = np.diff(np.log(close))
+    volatility = np.sqrt(rolling_mean(returns**2, VOLATILITY_BARS))
+    padded = np.concatenate([np.full(RANK_BARS - 1, np.nan), volatility])
+    trailing = sliding_window_view(padded, RANK_BARS)[-rows:]  # NaN compares false
+    own = volatility[-rows:, None]
+    below = np.sum(trailing < own, axis=1)
+    equal = np.sum(trailing == own, axis=1)  # itself included
+    available = np.minimum(np.arange(1, len(volatility) + 1), RANK_BARS)[-rows:]
+    rank = (below + 0.5 * equal) / available
+
+    straightness = np.abs(efficiency(returns[-(rows + VOLATILITY_BARS - 1) :], VOLATILITY_BARS))
+    is_volatile = rank >= VOLATILE_RANK
+    is_trending = ~is_volatile & (straightness >= TRENDING_EFFICIENCY)
+    regime = np.full(rows, REGIMES.index("ranging"), dtype=np.int64)
+    regime[is_volatile] = REGIMES.index("volatile")
+    regime[is_trending] = REGIMES.index("trending")
+    return rank, regime
 
 
 def complexity_score(

@@ -258,6 +258,19 @@ def test_instruments_that_part_ways_are_stressed_and_complexity_rises() -> None:
     assert apart.missing == ("news",)
 
 
+def test_an_instrument_that_fell_silent_is_masked_and_back_at_its_next_bars() -> None:
+    path = irregular(160, 1)
+    pairs = pair_of(path, path)
+    silent = range(2 * 140, 2 * 150)  # Bank_Nifty makes no bar for ten of Nifty's
+    heard = [bar for n, bar in enumerate(pairs) if n not in silent or bar.instrument == "Nifty"]
+
+    contexts = [one for one in contexts_of(an_actor(), *heard) if one.instrument == "Nifty"]
+
+    masked = [n for n, one in enumerate(contexts) if n > 101 and "correlation" in one.missing]
+    assert masked == list(range(143, 151))
+    assert all(contexts[n].correlation_score == 0.0 for n in masked)
+
+
 def test_the_order_in_which_instruments_close_a_bar_does_not_matter() -> None:
     first, second = bars_along(irregular(150, 1)), bars_along(irregular(150, 2), instrument="B")
     one_way = [bar for pair in zip(first, second, strict=True) for bar in pair]
