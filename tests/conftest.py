@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from daemon.embedded_redis import EmbeddedRedis
@@ -30,6 +31,13 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
         return loop.run_until_complete(work)
     finally:
         loop.close()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Undo what a command run in this process set: its logs go to a stream that is then closed."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
