@@ -3,22 +3,10 @@
 Orders never go this way: they are the daemon's.
 """
 
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from backend.auth import Identity
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The six fields of the log-in form; none but the ids is ever shown."""
-
-    app_id: str
-    secret_key: str = field(repr=False)
-    redirect_uri: str
-    fy_id: str
-    pin: str = field(repr=False)
-    totp_secret: str = field(repr=False)
+from daemon.brokers.fyers.login import LoginFields
 
 
 class Profile(NamedTuple):
@@ -49,7 +37,7 @@ class PastCandle(NamedTuple):
 class Accounts(Protocol):
     """A broker as the backend sees it. Methods raise BrokerError, the text without any secret."""
 
-    async def log_in(self, credentials: Credentials) -> Identity: ...
+    async def log_in(self, credentials: LoginFields) -> Identity: ...
 
     async def profile(self, identity: Identity) -> Profile: ...
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
@@ -16,15 +15,14 @@ from backend.candles import CandleShelf
 from backend.context import Backend
 from backend.daemon_link import DaemonLink
 from backend.files import ResultFiles
-from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.fyers_accounts import FyersAccounts
 from backend.hub import Hub
 from backend.place import find_place
 from backend.reader import BusReader
+from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.errors import ConfigError
 from daemon.logs import get_logger
 from daemon.settings import Settings, find_config_dir, load_instruments, load_settings
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,9 @@ def build(
     """Return the application; raises ConfigError for settings that cannot be used."""
     overrides = {"session.state_dir": str(options.state)} if options.state else {}
     settings = load_settings(options.config, environment, overrides=overrides, demo=options.demo)
-    accounts = FyersAccounts(_urls(options.broker_url))
+    accounts = FyersAccounts(
+        Endpoints() if options.broker_url is None else simulated(options.broker_url)
+    )
     return create_app(build_backend(settings, options, environment, accounts, new_secret))
 
 
@@ -102,15 +102,3 @@ def _secret(settings: Settings, options: Options, new_secret: Callable[[], str])
         )
     get_logger(part="build").warning("JWT_SECRET is not set: log-ins end with this process")
     return new_secret()
-
-
-def _urls(broker_url: str | None) -> FyersUrls:
-    if broker_url is None:
-        return FyersUrls()
-    parts = urlsplit(broker_url)
-    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
-        raise ConfigError(
-            f"--broker-url must be http:// on loopback, for a simulator, was {broker_url!r}: leave "
-            "it out for the broker"
-        )
-    return FyersUrls.at(broker_url.rstrip("/"))

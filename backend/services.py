@@ -16,18 +16,20 @@ from typing import Any, Protocol
 from fastapi import HTTPException
 
 from actors.messages import RequestAnswer
-from backend.accounts import Credentials, PastCandle
+from backend.accounts import PastCandle
 from backend.auth import Identity
 from backend.backtest_jobs import Job
 from backend.build import Options, build_backend
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
-from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.fyers_accounts import FyersAccounts
 from backend.hub import SocketClient, as_text
 from backend.projection import started
 from backend.responses import INACTIVE, timeframe_of
 from backend.routes.backtest_routes import job_request
 from backend.routes.trading_routes import ManualTradeRequest, candle_of, trade_manually
+from daemon.brokers.fyers.login import LoginFields
+from daemon.brokers.fyers.rest import Endpoints
 from daemon.errors import TraderError
 from daemon.settings import load_settings
 
@@ -56,7 +58,7 @@ def shared_backend() -> Backend:
         settings,
         Options(),
         environment,
-        FyersAccounts(FyersUrls()),
+        FyersAccounts(Endpoints()),
         lambda: secrets.token_hex(32),
     )
 
@@ -253,16 +255,16 @@ class FyersClient:
         access_token: str = "",
         app_id: str = "",
         *,
-        urls: FyersUrls | None = None,
+        urls: Endpoints | None = None,
     ) -> None:
         """Without a token, `login` first. `app_id`: by default that of FYERS_APP_ID."""
-        self._accounts = FyersAccounts(urls or FyersUrls())
+        self._accounts = FyersAccounts(urls or Endpoints())
         app = app_id or os.environ.get("FYERS_APP_ID", "")
         self._identity = Identity(user_id, access_token, app)
 
     async def login(self, **fields: str) -> bool:
         """Log in with the six fields of the form; raises BrokerError."""
-        self._identity = await self._accounts.log_in(Credentials(**fields))
+        self._identity = await self._accounts.log_in(LoginFields(**fields))
         return True
 
     async def get_profile(self) -> dict[str, Any]:

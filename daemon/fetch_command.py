@@ -16,11 +16,10 @@ from actors.instruments import UnknownInstrument
 from daemon.brokers.fyers.history_files import MINUTES_PER_DAY, Stored, Wanted, download
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.login import TokenStore
-from daemon.brokers.fyers.rest import Endpoints, FyersRest, Rejected
+from daemon.brokers.fyers.rest import Endpoints, FyersRest, Rejected, simulated
 from daemon.candle_files import utc_text
 from daemon.clock import NS_PER_SECOND, SystemClock
 from daemon.errors import ConfigError
-from daemon.login_command import simulated
 from daemon.market_files import InstrumentsFile
 from daemon.settings import load_instruments, load_settings
 

@@ -6,18 +6,14 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import aiohttp
 import typer
 
 from daemon.brokers.fyers.login import LoginFields, Token, TokenStore, fields_from, log_in
-from daemon.brokers.fyers.rest import Endpoints
+from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.clock import SystemClock
-from daemon.errors import ConfigError
 from daemon.settings import load_settings
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def login(
@@ -52,20 +48,3 @@ async def log_in_and_save(who: LoginFields, endpoints: Endpoints, folder: Path) 
         token = await log_in(who, http, endpoints, SystemClock())
     TokenStore(folder).save(token)
     return token
-
-
-def simulated(base: str) -> Endpoints:
-    """Return where everything is at a simulated broker; ConfigError for one not on loopback."""
-    parts = urlsplit(base)
-    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
-        raise ConfigError(f"--simulator must read http://127.0.0.1:PORT, was {base!r}")
-    base = base.rstrip("/")
-    socket = base.replace("http", "ws", 1)
-    return Endpoints(
-        api=f"{base}/api/v3",
-        data=f"{base}/data",
-        public=f"{base}/sym_details",
-        login=f"{base}/vagator/v2",
-        data_socket=f"{socket}/hsm/v1-5/prod",
-        order_socket=f"{socket}/trade/v3",
-    )

@@ -15,11 +15,12 @@ from command_line import CONFIG, FIRST_BAR_S, HEADER, Sandbox, candle_rows, wait
 from jsonschema import Draft202012Validator
 from websockets.sync.client import ClientConnection, connect
 
-from backend.accounts import Credentials, Funds, PastCandle, Profile
+from backend.accounts import Funds, PastCandle, Profile
 from backend.app import create_app
 from backend.auth import COOKIE, Identity
 from backend.build import Options, build_backend
 from backend.context import Backend
+from daemon.brokers.fyers.login import LoginFields
 from daemon.errors import BrokerRejected, BrokerUnavailable
 from daemon.settings import load_settings
 
@@ -45,7 +46,7 @@ class KnownAccounts:
         self.is_down = False
         self.log_ins = 0
 
-    async def log_in(self, credentials: Credentials) -> Identity:
+    async def log_in(self, credentials: LoginFields) -> Identity:
         self.log_ins += 1
         self._check()
         if credentials.pin != CREDENTIALS["pin"]:

@@ -13,10 +13,9 @@ from daemon.brokers.fyers.broker import FyersBroker
 from daemon.brokers.fyers.data_socket import SocketTimes
 from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.order_socket import OrderSocket
-from daemon.brokers.fyers.rest import CallTimes, FyersRest
+from daemon.brokers.fyers.rest import CallTimes, FyersRest, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator
 from daemon.clock import SystemClock
-from daemon.login_command import simulated
 
 SBIN = "NSE:SBIN-EQ"
 QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)

@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel
 
-from backend.accounts import Credentials
 from backend.auth import COOKIE, COOKIE_LIFE_S, Identity
 from backend.context import backend_of, identity_of
 from backend.responses import iso_utc
+from daemon.brokers.fyers.login import LoginFields
 from daemon.errors import BrokerError
 from daemon.logs import get_logger
 
@@ -39,7 +39,7 @@ async def login(body: LoginRequest, request: Request, response: Response) -> dic
         text = f"Authentication failed: too many failed attempts, wait {wait_s:.0f} s"
         raise HTTPException(401, text, {"Retry-After": f"{wait_s:.0f}"})
     try:
-        identity = await backend.accounts.log_in(Credentials(**body.model_dump()))
+        identity = await backend.accounts.log_in(LoginFields(**body.model_dump()))
     except BrokerError as error:
         backend.throttle.note_failure(*keys)
         get_logger(part="auth").warning("log-in failed", user=body.fy_id, reason=str(error))

@@ -13,12 +13,13 @@ import redis
 from backend_server import CREDENTIALS, OTHER, SECRET, USER, Site, start_session
 from command_line import CONFIG
 
-from backend.accounts import Credentials
 from backend.app import MOST_BODY_BYTES
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
 from backend.build import Options, build_backend
-from backend.fyers_accounts import FyersAccounts, FyersUrls
+from backend.fyers_accounts import FyersAccounts
 from backend.place import Place
+from daemon.brokers.fyers.login import LoginFields
+from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.errors import BrokerError, BrokerRejected, ConfigError
 from daemon.logs import configure_logs
@@ -157,7 +158,7 @@ def test_real_money_needs_a_secret_from_outside(
     monkeypatch.setattr("backend.build.find_place", live_place)
 
     with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
-        build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(FyersUrls()), str)
+        build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
 
 
 @pytest.mark.integration
@@ -195,7 +196,7 @@ def test_planted_secrets_show_up_in_no_answer_no_log_and_no_stream(
 
 async def test_a_log_in_walks_through_totp_pin_and_code_to_a_token_that_works() -> None:
     async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
-        accounts = FyersAccounts(FyersUrls.at(simulator.urls.base))
+        accounts = FyersAccounts(simulated(simulator.urls.base))
         identity = await accounts.log_in(credentials_of(simulator))
         profile = await accounts.profile(identity)
         funds = await accounts.funds(identity)
@@ -213,10 +214,10 @@ async def test_a_log_in_walks_through_totp_pin_and_code_to_a_token_that_works() 
 async def test_a_wrong_field_is_refused_without_naming_any_secret(field: str) -> None:
     async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
         right = credentials_of(simulator)
-        wrong = Credentials(
+        wrong = LoginFields(
             **({n: getattr(right, n) for n in FIELDS} | {field: "PLANTEDPLANTED22"})
         )
-        accounts = FyersAccounts(FyersUrls.at(simulator.urls.base))
+        accounts = FyersAccounts(simulated(simulator.urls.base))
         with pytest.raises(BrokerError) as refused:
             await accounts.log_in(wrong)
         await accounts.close()
@@ -227,10 +228,10 @@ async def test_a_wrong_field_is_refused_without_naming_any_secret(field: str) ->
 
 
 async def test_empty_credentials_are_refused_in_the_contracts_words() -> None:
-    accounts = FyersAccounts(FyersUrls())
+    accounts = FyersAccounts(Endpoints())
 
     with pytest.raises(BrokerRejected) as refused:
-        await accounts.log_in(Credentials("", "", "", "", "", ""))
+        await accounts.log_in(LoginFields(**dict.fromkeys(FIELDS, "")))
 
     assert str(refused.value) == (
         "Fyers API credentials (app_id, secret_key, totp_secret) must be provided."
@@ -238,7 +239,7 @@ async def test_empty_credentials_are_refused_in_the_contracts_words() -> None:
 
 
 async def test_a_broker_that_is_away_is_told_without_the_token() -> None:
-    accounts = FyersAccounts(FyersUrls.at("http://127.0.0.1:9"))
+    accounts = FyersAccounts(simulated("http://127.0.0.1:9"))
     identity = Identity("U", "planted-token", "A-100")
 
     with pytest.raises(BrokerError) as refused:
@@ -251,9 +252,9 @@ async def test_a_broker_that_is_away_is_told_without_the_token() -> None:
 FIELDS = ("app_id", "secret_key", "redirect_uri", "fy_id", "pin", "totp_secret")
 
 
-def credentials_of(simulator: FyersSimulator) -> Credentials:
+def credentials_of(simulator: FyersSimulator) -> LoginFields:
     account = simulator.account
-    return Credentials(
+    return LoginFields(
         app_id=account.app_id,
         secret_key=account.secret,
         redirect_uri=account.redirect_uri,

@@ -11,7 +11,6 @@ from command_line import CONFIG, HEADER, a_sandbox, candle_rows
 
 from backend.build import Options, build_backend
 from backend.context import Backend
-from backend.fyers_accounts import FyersUrls
 from backend.services import (
     BacktestService,
     FyersClient,
@@ -19,6 +18,7 @@ from backend.services import (
     RealtimeDataLoader,
     ServiceFailed,
 )
+from daemon.brokers.fyers.rest import simulated
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.settings import load_settings
 
@@ -103,7 +103,7 @@ async def test_a_back_test_service_returns_the_results_and_feeds_sockets(tmp_pat
 async def test_the_client_and_the_loader_ask_the_broker(tmp_path: Path) -> None:
     async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
         account = simulator.account
-        client = FyersClient(urls=FyersUrls.at(simulator.urls.base))
+        client = FyersClient(urls=simulated(simulator.urls.base))
         await client.login(
             app_id=account.app_id,
             secret_key=account.secret,

@@ -13,14 +13,14 @@ import pytest
 from daemon.brokers.fyers.history_files import HEADER, Wanted, download, open_stored
 from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.login import LoginFields
-from daemon.brokers.fyers.rest import CallTimes, FyersRest
+from daemon.brokers.fyers.rest import CallTimes, FyersRest, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.instruments import IST
 from daemon.clock import NS_PER_SECOND, SystemClock
 from daemon.errors import BrokerUnavailable, ConfigError, DataError, LoginNeeded
 from daemon.fetch_command import fetch_all, wanted_files
 from daemon.history import load_candles
-from daemon.login_command import log_in_and_save, simulated
+from daemon.login_command import log_in_and_save
 from daemon.settings import load_instruments
 
 SBIN = "NSE:SBIN-EQ"

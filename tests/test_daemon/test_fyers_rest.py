@@ -25,6 +25,7 @@ from daemon.brokers.fyers.rest import (
     FyersRest,
     Rejected,
     scrubbed,
+    simulated,
 )
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import NS_PER_SECOND, SystemClock
@@ -36,7 +37,6 @@ from daemon.errors import (
     LoginNeeded,
     TooManyCalls,
 )
-from daemon.login_command import simulated
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
 QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)

@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from random import Random
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.clock import Clock
-from daemon.errors import BrokerRejected, BrokerUnavailable, LoginNeeded, TooManyCalls
+from daemon.errors import (
+    BrokerRejected,
+    BrokerUnavailable,
+    ConfigError,
+    LoginNeeded,
+    TooManyCalls,
+)
 from daemon.reject_circuit import reject_kind
 
 JsonObject = dict[str, Any]
@@ -27,6 +34,7 @@ MOST_TOKENS: Final = 500  # symbols of one symbol-token call
 _LOGIN_CODES: Final = frozenset({-8, -15, -16, -17})
 _TOO_MANY: Final = -429
 _HIDDEN: Final = "***"
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _KEY: Final = re.compile(r"[\w+/=.-]{24,}")  # no word, symbol or order id is so long
 _LONGEST_MESSAGE: Final = 300
 _UNACKNOWLEDGED: Final = 201  # taken, but the exchange has not said anything
@@ -60,6 +68,26 @@ class Endpoints:
     login: str = "https://api-t2.fyers.in/vagator/v2"
     data_socket: str = "wss://socket.fyers.in/hsm/v1-5/prod"
     order_socket: str = "wss://socket.fyers.in/trade/v3"
+
+
+def simulated(base: str) -> Endpoints:
+    """Return where everything is at a simulated broker; ConfigError for one not on loopback."""
+    parts = urlsplit(base)
+    if parts.scheme != "http" or parts.hostname not in _LOOPBACK:
+        raise ConfigError(
+            f"a simulated broker is on loopback, http://127.0.0.1:PORT, was {base!r}: leave it out "
+            "for the real one"
+        )
+    base = base.rstrip("/")
+    socket = base.replace("http", "ws", 1)
+    return Endpoints(
+        api=f"{base}/api/v3",
+        data=f"{base}/data",
+        public=f"{base}/sym_details",
+        login=f"{base}/vagator/v2",
+        data_socket=f"{socket}/hsm/v1-5/prod",
+        order_socket=f"{socket}/trade/v3",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
