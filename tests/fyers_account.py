@@ -10,9 +10,9 @@ import aiohttp
 
 from actors.messages import Alert, ExecutionReport, PlaceOrder
 from daemon.brokers.fyers.broker import FyersBroker
-from daemon.brokers.fyers.data_socket import SocketTimes
 from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.order_socket import OrderSocket
+from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers.rest import CallTimes, FyersRest, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator
 from daemon.clock import SystemClock

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from actors.messages import Alert, Tick
-from daemon.brokers.fyers.data_socket import DataSocket, SocketTimes
+from daemon.brokers.fyers.data_socket import DataSocket
+from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.login import claims_of
 from daemon.clock import SystemClock

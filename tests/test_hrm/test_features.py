@@ -1,10 +1,10 @@
 """Features: causal, scale-free, the same live and in training, strict about what they accept."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
+from feature_builders import BAR_NS, Columns, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -29,27 +29,6 @@ from hrm.features import (
     return_volatility,
     valid_actions,
 )
-
-BAR_NS = 300_000_000_000
-Columns = dict[str, NDArray[Any]]
-
-
-def walk(count: int, seed: int = 1, scale: float = 100.0) -> Columns:
-    """Make candles of a random walk, with volume."""
-    generator = np.random.default_rng(seed)
-    close = scale * np.exp(np.cumsum(0.001 * generator.standard_normal(count)))
-    open_ = np.concatenate([[scale], close[:-1]]) * np.exp(
-        0.0002 * generator.standard_normal(count)
-    )
-    reach = scale * 0.0005 * generator.random((2, count))
-    return {
-        "open": open_,
-        "high": np.maximum(open_, close) + reach[0],
-        "low": np.minimum(open_, close) - reach[1],
-        "close": close,
-        "volume": generator.integers(1, 1000, count).astype(np.float64),
-        "close_ns": 1_700_000_000_000_000_000 + BAR_NS * np.arange(1, count + 1),
-    }
 
 
 def features_of(columns: Columns) -> NDArray[np.float32]:

@@ -8,15 +8,15 @@ a frame says is for hsm.py to know.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from decimal import Decimal
 from random import Random
-from typing import Final, Literal
+from typing import Final
 
 import aiohttp
 
 from actors.messages import Alert, Tick
 from daemon.brokers.fyers import hsm
+from daemon.brokers.fyers.reconnecting import ReconnectingSocket, SocketTimes
 from daemon.clock import Clock
 from daemon.errors import (
     BrokerRejected,
@@ -24,11 +24,7 @@ from daemon.errors import (
     ConfigError,
     LoginNeeded,
     TooManyCalls,
-    TraderError,
 )
-from daemon.logs import get_logger
-
-State = Literal["connecting", "live", "lost", "refused"]
 
 SOURCE: Final = "hrm-trader"
 CHANNEL: Final = 11
@@ -36,23 +32,7 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _RECORDS_PER_TURN: Final = 256  # buffered frames are read without a wait: let others run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SocketTimes:
-    """How long to wait, in seconds."""
-
-    connect_s: float = 15.0  # for the handshake, and again for the answer to the login
-    ping_s: float = 10.0
-    silence_s: float = 15.0  # without any record while the market is open
-    first_delay_s: float = 0.5
-    longest_delay_s: float = 60.0
-
-    def delay_s(self, failures: int, random: Random) -> float:
-        """Return the wait before the next try: doubling up to a cap, half of it by chance."""
-        full = min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures, 30))
-        return full * (0.5 + 0.5 * random.random())
-
-
-class DataSocket:
+class DataSocket(ReconnectingSocket):
     """Yield ticks of symbols, for ever, through any number of connections.
 
     `session_key` returns a key that is good now; it is asked before every connection, since keys
@@ -75,25 +55,23 @@ class DataSocket:
         times: SocketTimes | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
     ) -> None:
+        super().__init__(
+            "data_socket",
+            "no market data",
+            clock=clock,
+            random=random,
+            times=times or SocketTimes(),
+            on_alert=on_alert,
+        )
         self._url = url
         self._http = http
         self._session_key = session_key
         self._resolve = resolve
         self._is_open = is_open
-        self._clock = clock
-        self._random = random
-        self._times = times or SocketTimes()
-        self._on_alert = on_alert
-        self._log = get_logger(part="data_socket")
         self._symbols: Mapping[str, str] = {}  # topic -> symbol
         self._seen_ns: dict[str, int] = {}  # symbol -> monotonic time of its last record
         self._connected_ns = 0  # monotonic
         self._has_flowed = False  # whether data has ever come
-        self._is_told = False  # whether a person has heard of this outage
-        self.state: State = "connecting"
-        self.problem = ""  # why the last connection ended
-        self.connections = 0
-        self.unreadable = 0  # records and frames passed over
 
     def silent(self, silence_s: float) -> list[str]:
         """Return the subscribed symbols without a record for so long; none in a closed market."""
@@ -125,34 +103,13 @@ class DataSocket:
                         self._has_flowed, self._is_told = True, False
                         yield tick
             except (aiohttp.ClientError, BrokerUnavailable, TooManyCalls, OSError) as error:
-                self.state, self.problem = "lost", f"{type(error).__name__}: {error}"
+                self._lost(f"{type(error).__name__}: {error}")
             except (BrokerRejected, ConfigError) as error:
                 self._refused(error)
                 if not (self._has_flowed or isinstance(error, LoginNeeded)):
                     raise
-            delay_s = self._times.delay_s(failures, self._random)
+            await self._pause(failures)
             failures += 1
-            self._log.warning(
-                "data socket lost",
-                reason=self.problem,
-                failures=failures,
-                retry_s=round(delay_s, 2),
-            )
-            await asyncio.sleep(delay_s)
-
-    def _refused(self, error: TraderError) -> None:
-        """Note what no waiting mends, and tell it once per outage."""
-        self.state, self.problem = "refused", str(error)
-        if not self._is_told:
-            self._is_told = True
-            alert = Alert(
-                severity="critical",
-                text=f"no market data: {error}",
-                runbook="Feed refused",
-                at_ns=self._clock.now_ns(),
-                source="data_socket",
-            )
-            self._on_alert(alert)
 
     async def _connection(self) -> AsyncGenerator[Tick, None]:
         """Yield the ticks of one connection; raises when it ends, which it always does."""

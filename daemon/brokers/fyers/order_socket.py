@@ -18,11 +18,10 @@ from typing import Any, Final
 import aiohttp
 
 from actors.messages import Alert
-from daemon.brokers.fyers.data_socket import SocketTimes, State
+from daemon.brokers.fyers.reconnecting import ReconnectingSocket, SocketTimes
 from daemon.brokers.fyers_books import OrderRow, TradeRow
 from daemon.clock import NS_PER_SECOND, Clock
 from daemon.errors import BrokerUnavailable, LoginNeeded, TooManyCalls
-from daemon.logs import get_logger
 
 _SUBSCRIBE: Final = json.dumps(
     {"T": "SUB_ORD", "SLIST": ["orders", "trades", "positions"], "SUB_T": 1}
@@ -70,7 +69,7 @@ class DayPosition:
 Event = Subscribed | OrderRow | TradeRow | DayPosition
 
 
-class OrderSocket:
+class OrderSocket(ReconnectingSocket):
     """Yield events of the account, for ever, through any number of connections.
 
     `header` returns the Authorization header that is good now: `app_id:token`. `on_alert` hears
@@ -89,19 +88,17 @@ class OrderSocket:
         on_alert: Callable[[Alert], None] = lambda _: None,
     ) -> None:
         """`times.silence_s` is how long a connection may give no sign of life, pongs included."""
+        super().__init__(
+            "order_socket",
+            "no events of orders",
+            clock=clock,
+            random=random,
+            times=times or SocketTimes(silence_s=25.0),
+            on_alert=on_alert,
+        )
         self._url = url
         self._http = http
         self._header = header
-        self._clock = clock
-        self._random = random
-        self._times = times or SocketTimes(silence_s=25.0)
-        self._on_alert = on_alert
-        self._log = get_logger(part="order_socket")
-        self._is_told = False  # whether a person has heard of this outage
-        self.state: State = "connecting"
-        self.problem = ""  # why the last connection ended
-        self.connections = 0
-        self.unreadable = 0  # events passed over
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield events as they come; connect again, later each time, until one listens."""
@@ -119,31 +116,11 @@ class OrderSocket:
                 # The text of an aiohttp error may hold the header: name its kind alone.
                 is_ours = isinstance(error, BrokerUnavailable | TooManyCalls)
                 text = f": {error}" if is_ours else ""
-                self.state, self.problem = "lost", f"{type(error).__name__}{text}"
+                self._lost(f"{type(error).__name__}{text}")
             if self._clock.monotonic_ns() - began_ns > self._times.silence_s * NS_PER_SECOND:
                 failures = 0  # not for one that is taken and dropped: that is failing
-            delay_s = self._times.delay_s(failures, self._random)
+            await self._pause(failures)
             failures += 1
-            self._log.warning(
-                "order socket lost",
-                reason=self.problem,
-                failures=failures,
-                retry_s=round(delay_s, 2),
-            )
-            await asyncio.sleep(delay_s)
-
-    def _refused(self, error: LoginNeeded) -> None:
-        self.state, self.problem = "refused", str(error)
-        if not self._is_told:
-            self._is_told = True
-            alert = Alert(
-                severity="critical",
-                text=f"no events of orders: {error}",
-                runbook="Feed refused",
-                at_ns=self._clock.now_ns(),
-                source="order_socket",
-            )
-            self._on_alert(alert)
 
     async def _connection(self) -> AsyncGenerator[Event, None]:
         """Yield the events of one connection; raises when it ends, which it always does."""
