@@ -18,12 +18,13 @@ def test_a_shape_is_scored_after_the_segments_that_it_can_afford(tmp_path: Path)
     lean = replace(shapes.LEAN, segments=2)
 
     found, wider = (
-        shapes.on_chains(shape, 0.05, tmp_path, puzzles=200)
+        shapes.on_chains(shape, 0.05, tmp_path, seeds=(0, 1), puzzles=200)
         for shape in (lean, replace(lean, feed_forward=1.0))
     )
 
-    assert len(found["accuracy_by_segments"]) == 4
-    assert found["accuracy"] == found["accuracy_by_segments"][1]
+    assert [len(line) for line in found["accuracies_by_segments"]] == [4, 4]
+    assert found["accuracies"] == [line[1] for line in found["accuracies_by_segments"]]
+    assert found["accuracy"] == sum(found["accuracies"]) / 2
     assert wider["looped_parameters"] > found["looped_parameters"]
 
 
