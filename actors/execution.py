@@ -7,13 +7,13 @@ come from fills alone, each execution id counted once.
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
-from hashlib import sha256
 from typing import Final
 
 from actors.base import Actor
-from actors.charges import NoChargeRates, taxed_side, turnover_of
-from actors.holding import OUTSIDE, Exit, Holding, Order
+from actors.costs import Costs
+from actors.holding import Holding
 from actors.instruments import Instrument, InstrumentCatalogue
+from actors.leaving import Leaving
 from actors.messages import (
     Alert,
     CancelOrder,
@@ -22,30 +22,23 @@ from actors.messages import (
     OrderIntent,
     PlaceOrder,
     Position,
-    Purpose,
-    Severity,
     Tick,
     TimeEvent,
 )
+from actors.order_book import SOURCE, OrderBook
+from actors.orders import Order, client_order_id, problem_of
 from actors.policies import ExecutionSettings
 from actors.session import SessionCalendar
 
 Input = OrderIntent | ExecutionReport | Tick | TimeEvent | KillSwitch
 Output = PlaceOrder | CancelOrder | Position | Alert
 
-SQUARE_OFF: Final = "SQUARE_OFF"
 KILLED: Final = "KILL_SWITCH"
 DECIDED: Final = "DECISION"
 OVERSHOT: Final = "EXIT_OVERFILLED"
-CLOSED_OUTSIDE: Final = "OUTSIDE_CLOSE"
 
-NOT_CLOSED_RUNBOOK = "Position not closed"
-NO_ANSWER_RUNBOOK = "Order without answer"
 UNEXPECTED_RUNBOOK = "Unexpected report"
 REFUSED_RUNBOOK = "Intent refused"
-
-_SECOND_NS = 1_000_000_000
-_REMEMBERED_ORDERS = 4096
 
 
 class ExecutionActor(Actor[Input, Output]):
@@ -56,7 +49,7 @@ class ExecutionActor(Actor[Input, Output]):
     another. With flatten everything is closed.
     """
 
-    name = "execution"
+    name = SOURCE
 
     def __init__(
         self,
@@ -67,12 +60,11 @@ class ExecutionActor(Actor[Input, Output]):
         self._settings = settings
         self._catalogue = catalogue
         self._calendar = calendar
-        self._timeout_ns = int(settings.order_timeout_seconds * _SECOND_NS)
-        self._retry_ns = int(settings.exit_retry_seconds * _SECOND_NS)
-        self._now_ns = 0
+        self._costs = Costs(settings)
+        self._book = OrderBook(settings)
+        self._leaving = Leaving(settings, calendar, self._book)
         self._kill_switch: KillSwitch | None = None  # while it is engaged
         self._holdings: dict[str, Holding] = {}
-        self._orders: dict[str, Order] = {}
         self._session_days: dict[str, date] = {}  # by market
 
     def handle(self, message: Input) -> Iterator[Output]:
@@ -80,22 +72,25 @@ class ExecutionActor(Actor[Input, Output]):
             case Tick():
                 yield from self._take_tick(message)
             case TimeEvent(now_ns=now_ns):
-                self._now_ns = max(self._now_ns, now_ns)
+                self._advance(now_ns)
                 yield from self._take_time()
             case ExecutionReport():
                 yield from self._take_report(message)
             case OrderIntent():
-                self._now_ns = max(self._now_ns, message.decided_ns)
+                self._advance(message.decided_ns)
                 yield from self._take_intent(message)
             case KillSwitch():
                 yield from self._take_kill_switch(message)
+
+    def _advance(self, now_ns: int) -> None:
+        self._book.now_ns = max(self._book.now_ns, now_ns)
 
     # Intents
 
     def _take_intent(self, intent: OrderIntent) -> Iterator[Output]:
         refusal = self._refusal(intent)
         if refusal is not None:
-            yield self._alert(
+            yield self._book.alert(
                 "warning",
                 f"intent {intent.decision_id} refused: {refusal}",
                 REFUSED_RUNBOOK,
@@ -105,13 +100,15 @@ class ExecutionActor(Actor[Input, Output]):
                 holding = self._holding(intent.instrument)
                 if holding.entry_order is None:
                     # Risk counts the entry as on its way until a position says otherwise.
-                    yield holding.position(self._now_ns)
+                    yield holding.position(self._book.now_ns)
             return
         holding = self._holding(intent.instrument)
         if intent.purpose == "exit":
-            yield from self._begin_exit(holding, DECIDED, intent.decision_id, again=True)
+            yield from self._leaving.begin(holding, DECIDED, intent.decision_id, again=True)
             return
-        yield self._place(holding, "entry", intent.quantity, DECIDED, intent.decision_id, intent)
+        yield self._book.place(
+            holding, "entry", intent.quantity, DECIDED, intent.decision_id, intent
+        )
 
     def _refusal(self, intent: OrderIntent) -> str | None:
         if intent.instrument not in self._catalogue:
@@ -130,30 +127,17 @@ class ExecutionActor(Actor[Input, Output]):
             return f"a position of {net} units is open"
         if intent.quantity == 0:
             return "quantity must not be 0"
-        if client_order_id(intent.decision_id, "entry") in self._orders:
+        if client_order_id(intent.decision_id, "entry") in self._book:
             return "it has become an order before"
-        return self._unknown_costs(holding.instrument)
-
-    def _unknown_costs(self, instrument: Instrument) -> str | None:
-        """Return why an entry could not be charged for; rates once known stay so for its exit."""
-        if self._settings.charges == "flat":
-            return None
-        try:
-            self._settings.charge_table.of_instrument(instrument, self._day_of(instrument))
-        except NoChargeRates as error:
-            return str(error)
-        return None
+        return self._costs.problem(holding.instrument, self._day_of(holding.instrument))
 
     # Reports
 
     def _take_report(self, report: ExecutionReport) -> Iterator[Output]:
-        if report.client_order_id.startswith(OUTSIDE):
-            order = self._orders.get(report.execution_id) or self._adopted(report)
-        else:
-            order = self._orders.get(report.client_order_id)
-        problem = _problem_of(report, order)
+        order = self._book.find(report, self._holdings.get(report.instrument))
+        problem = problem_of(report, order)
         if problem is not None or order is None:
-            yield self._alert(
+            yield self._book.alert(
                 "critical" if report.last_quantity else "warning",
                 f"report {report.execution_id} of order {report.client_order_id}, status "
                 f"{report.status}, is left out: {problem}",
@@ -167,8 +151,8 @@ class ExecutionActor(Actor[Input, Output]):
         holding = self._holding(report.instrument)
         if report.last_quantity:
             yield from self._take_fill(holding, order, report)
-        if not order.move(report, self._now_ns):
-            yield self._alert(
+        if not order.move(report, self._book.now_ns):
+            yield self._book.alert(
                 "warning",
                 f"order {report.client_order_id} cannot go from {order.state} to {report.status}: "
                 f"it stays {order.state}",
@@ -177,70 +161,32 @@ class ExecutionActor(Actor[Input, Output]):
             )
         yield from self._settle(holding, order)
 
-    def _adopted(self, report: ExecutionReport) -> Order | None:
-        """Return an order that stands for a stranger's fill, if that closes what is held here."""
-        holding = self._holdings.get(report.instrument)
-        signed = report.last_quantity if report.side == "buy" else -report.last_quantity
-        if holding is None or holding.net * signed >= 0 or abs(signed) > abs(holding.net):
-            return None
-        placed = PlaceOrder(
-            client_order_id=report.client_order_id,
-            decision_id=holding.decision_id,
-            instrument=holding.name,
-            side=report.side,
-            quantity=report.last_quantity,
-            order_type="market",
-            purpose="exit",
-            reason=CLOSED_OUTSIDE,
-            placed_ns=report.event_ns,
-        )
-        order = Order(placed, None, state_ns=self._now_ns)
-        self._orders[report.execution_id] = order
-        return order
-
     def _take_fill(
         self, holding: Holding, order: Order, report: ExecutionReport
     ) -> Iterator[Output]:
         was_done = order.is_done
-        holding.book(order, report, self._costs(holding, order, report), self._now_ns)
-        yield holding.position(self._now_ns)
+        costs = self._costs.of_fill(holding, order, report, self._day_of(holding.instrument))
+        holding.book(order, report, costs, self._book.now_ns)
+        yield holding.position(self._book.now_ns)
         placed = order.placed
         overshoot = holding.net if placed.side == "buy" else -holding.net
         if placed.purpose == "exit" and overshoot > 0:
-            yield from self._begin_exit(holding, OVERSHOT, placed.decision_id)
+            yield from self._leaving.begin(holding, OVERSHOT, placed.decision_id)
         if order.booked > placed.quantity:
             surprise = f"of {placed.quantity} now has fills of {order.booked} units"
         elif was_done:
             surprise = f"was {order.state} and filled {report.last_quantity} units all the same"
         else:
             return
-        yield self._alert(
+        yield self._book.alert(
             "critical",
             f"order {placed.client_order_id} {surprise}: they count, check with the broker",
             UNEXPECTED_RUNBOOK,
             holding.name,
         )
 
-    def _costs(self, holding: Holding, order: Order, report: ExecutionReport) -> Decimal:
-        """Return what a fill adds to the costs of its order, in rupees."""
-        settings = self._settings
-        placed = order.placed
-        if settings.charges == "flat":
-            if order.booked:
-                return Decimal(0)
-            is_entry = placed.purpose == "entry"
-            return settings.brokerage_entry if is_entry else settings.brokerage_exit
-        instrument = holding.instrument
-        order.turnover += turnover_of(instrument, report.last_price, report.last_quantity)
-        rates = settings.charge_table.of_instrument(instrument, self._day_of(instrument))
-        side = taxed_side(instrument, report.side, placed.purpose)
-        total = rates.charges(side, order.turnover).total
-        added = total - order.charged
-        order.charged = total
-        return added
-
     def _day_of(self, instrument: Instrument) -> date:
-        return self._calendar.session_key(instrument.session, self._now_ns)
+        return self._calendar.session_key(instrument.session, self._book.now_ns)
 
     def _settle(self, holding: Holding, order: Order) -> Iterator[Output]:
         """Draw the consequences of an order that is done."""
@@ -249,17 +195,14 @@ class ExecutionActor(Actor[Input, Output]):
         if holding.entry_order is order:
             holding.entry_order = None
             if not order.booked:
-                yield holding.position(self._now_ns)
-        if holding.exit_order is order:
-            holding.exit_order = None
-            if holding.exit is not None:
-                holding.exit.next_ns = self._now_ns + self._retry_ns
-        yield from self._pursue_exit(holding)
+                yield holding.position(self._book.now_ns)
+        self._leaving.note_end(holding, order)
+        yield from self._leaving.pursue(holding)
 
     # Ticks and time
 
     def _take_tick(self, tick: Tick) -> Iterator[Output]:
-        self._now_ns = max(self._now_ns, tick.event_ns)
+        self._advance(tick.event_ns)
         holding = self._holdings.get(tick.instrument)
         if holding is None:
             return
@@ -269,217 +212,57 @@ class ExecutionActor(Actor[Input, Output]):
         # A tick from before the entry says nothing about the position.
         if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
             yield from self._watch_levels(holding, tick.last_price)
-        yield from self._pursue_exit(holding)
-        yield from self._chase(holding)
+        yield from self._leaving.pursue(holding)
+        yield from self._book.chase(holding)
 
     def _watch_levels(self, holding: Holding, price: Decimal) -> Iterator[Output]:
         if holding.follow(price):
-            yield holding.position(self._now_ns)
-        if holding.exit is not None or self._is_held_back:
+            yield holding.position(self._book.now_ns)
+        if holding.exit is not None or self._leaving.is_held_back:
             return
         reason = holding.level_hit(price)
         if reason is not None:
-            yield from self._begin_exit(holding, reason, holding.decision_id)
+            yield from self._leaving.begin(holding, reason, holding.decision_id)
 
     def _take_time(self) -> Iterator[Output]:
         self._begin_day()
         for holding in self._holdings.values():
             if holding.net or holding.entry_order:
-                phase = self._calendar.phase(holding.instrument.session, self._now_ns)
+                phase = self._calendar.phase(holding.instrument.session, self._book.now_ns)
                 if phase in ("square_off", "closed"):
-                    yield from self._square_off(holding)
-                yield from self._tell_if_late(holding)
-            yield from self._pursue_exit(holding)
-            yield from self._chase(holding)
+                    yield from self._leaving.square_off(holding)
+                yield from self._leaving.tell_if_late(holding)
+            yield from self._leaving.pursue(holding)
+            yield from self._book.chase(holding)
 
     def _begin_day(self) -> None:
         """Let exits that failed on a day be tried again on the next."""
+        now_ns = self._book.now_ns
         for holding in self._holdings.values():
             market = holding.instrument.session
-            day = self._calendar.session_key(market, self._now_ns)
+            day = self._calendar.session_key(market, now_ns)
             if self._session_days.get(market, day) < day:
                 holding.is_held_back = holding.is_told_late = False
                 if holding.exit is not None and holding.exit.has_failed:
                     holding.exit = None
         for market in {holding.instrument.session for holding in self._holdings.values()}:
-            self._session_days[market] = self._calendar.session_key(market, self._now_ns)
-
-    def _square_off(self, holding: Holding) -> Iterator[Output]:
-        yield from self._cancel(holding.entry_order, SQUARE_OFF)
-        if not holding.net:
-            return
-        if not self._is_held_back:
-            yield from self._begin_exit(holding, SQUARE_OFF, holding.decision_id)
-        elif not holding.is_held_back:
-            holding.is_held_back = True
-            yield self._alert(
-                "critical",
-                f"{holding.net} units of {holding.name} are open at square-off and the kill switch "
-                "holds exits back. Close them by hand, or kill with --flatten.",
-                NOT_CLOSED_RUNBOOK,
-                holding.name,
-            )
-
-    def _tell_if_late(self, holding: Holding) -> Iterator[Output]:
-        """Call a person, once, for a position that is open when it should be closed (`flat_by`)."""
-        if not holding.net or holding.is_told_late:
-            return
-        interval = self._calendar.interval(holding.instrument.session, self._now_ns)
-        if interval is None or self._now_ns < interval.flat_by_ns:
-            return
-        holding.is_told_late = True
-        left_s = (interval.close_ns - self._now_ns) // _SECOND_NS
-        yield self._alert(
-            "critical",
-            f"{holding.net} units of {holding.name} should be closed by now and trading ends in "
-            f"{left_s} s. Close them by hand if the exit does not fill.",
-            NOT_CLOSED_RUNBOOK,
-            holding.name,
-        )
-
-    def _chase(self, holding: Holding) -> Iterator[Output]:
-        """Ask once for an order that has no final answer in time; then call a person."""
-        for order in (holding.entry_order, holding.exit_order):
-            if order is None:
-                continue
-            asked_ns = order.cancel_asked_ns
-            if asked_ns is None:
-                since_ns = order.waits_since_ns
-                if since_ns is not None and self._now_ns - since_ns >= self._timeout_ns:
-                    yield from self._cancel(order, "no final answer in time")
-            elif self._now_ns - asked_ns >= self._timeout_ns and not order.is_reported_late:
-                order.is_reported_late = True
-                yield self._alert(
-                    "critical",
-                    f"order {order.placed.client_order_id} for {order.placed.quantity} "
-                    f"{holding.name} has no final answer, state {order.state}: nothing new is "
-                    "opened there until it has",
-                    NO_ANSWER_RUNBOOK,
-                    holding.name,
-                )
+            self._session_days[market] = self._calendar.session_key(market, now_ns)
 
     # Kill switch
 
-    @property
-    def _is_held_back(self) -> bool:
-        return self._kill_switch is not None and not self._kill_switch.flatten
-
     def _take_kill_switch(self, message: KillSwitch) -> Iterator[Output]:
         self._kill_switch = message if message.engaged else None
+        self._leaving.is_held_back = message.engaged and not message.flatten
         if not message.engaged:
             return
         for holding in self._holdings.values():
-            yield from self._cancel(holding.entry_order, f"kill switch: {message.reason}")
+            yield from self._book.cancel(holding.entry_order, f"kill switch: {message.reason}")
             if not holding.net:
                 continue
             if message.flatten:
-                yield from self._begin_exit(holding, KILLED, holding.decision_id, again=True)
+                yield from self._leaving.begin(holding, KILLED, holding.decision_id, again=True)
             else:
-                yield self._alert(
-                    "warning",
-                    f"kill switch without flatten: {holding.net} units of {holding.name} stay "
-                    "open, and their stops are not acted on",
-                    NOT_CLOSED_RUNBOOK,
-                    holding.name,
-                )
-
-    # Leaving
-
-    def _begin_exit(
-        self, holding: Holding, reason: str, decision_id: str, *, again: bool = False
-    ) -> Iterator[Output]:
-        """Start to leave; `again` also after an endeavour that failed."""
-        if holding.exit is None or (again and holding.exit.has_failed):
-            holding.exit = Exit(reason, decision_id)
-        yield from self._cancel(holding.entry_order, reason)
-        yield from self._pursue_exit(holding)
-
-    def _pursue_exit(self, holding: Holding) -> Iterator[Output]:
-        leaving = holding.exit
-        if leaving is None or holding.exit_order is not None:
-            return
-        if holding.net == 0:
-            holding.exit = None
-            return
-        if leaving.has_failed or self._is_held_back:
-            return
-        if leaving.attempts >= self._settings.exit_attempts:
-            leaving.has_failed = True
-            yield self._alert(
-                "critical",
-                f"Failed to close position for {holding.name}. Please check manually.",
-                NOT_CLOSED_RUNBOOK,
-                holding.name,
-            )
-        elif self._now_ns >= leaving.next_ns:
-            leaving.attempts += 1
-            yield self._place(holding, "exit", -holding.net, leaving.reason, leaving.decision_id)
-
-    # What goes out
-
-    def _place(
-        self,
-        holding: Holding,
-        purpose: Purpose,
-        quantity: int,
-        reason: str,
-        decision_id: str,
-        intent: OrderIntent | None = None,
-    ) -> PlaceOrder:
-        if purpose == "exit":
-            holding.exits_sent += 1
-        limit_price = intent.limit_price if intent else None
-        placed = PlaceOrder(
-            client_order_id=client_order_id(
-                decision_id, purpose, holding.exits_sent if purpose == "exit" else 0
-            ),
-            decision_id=decision_id,
-            instrument=holding.name,
-            side="buy" if quantity > 0 else "sell",
-            quantity=abs(quantity),
-            order_type="market" if limit_price is None else "limit",
-            purpose=purpose,
-            reason=reason,
-            placed_ns=self._now_ns,
-            limit_price=limit_price,
-        )
-        order = Order(placed, intent, state_ns=self._now_ns)
-        self._remember(order)
-        if purpose == "entry":
-            holding.entry_order = order
-        else:
-            holding.exit_order = order
-        return placed
-
-    def _remember(self, order: Order) -> None:
-        self._orders[order.placed.client_order_id] = order
-        if len(self._orders) > _REMEMBERED_ORDERS:
-            oldest = next(iter(self._orders))
-            if self._orders[oldest].is_done:
-                del self._orders[oldest]
-
-    def _cancel(self, order: Order | None, reason: str) -> Iterator[Output]:
-        if order is None or order.cancel_asked_ns is not None:
-            return
-        order.cancel_asked_ns = self._now_ns
-        yield CancelOrder(
-            client_order_id=order.placed.client_order_id,
-            instrument=order.placed.instrument,
-            reason=reason,
-            placed_ns=self._now_ns,
-        )
-
-    def _alert(
-        self, severity: Severity, text: str, runbook: str, instrument: str | None = None
-    ) -> Alert:
-        return Alert(
-            severity=severity,
-            text=text,
-            runbook=runbook,
-            at_ns=self._now_ns,
-            source=self.name,
-            instrument=instrument,
-        )
+                yield self._leaving.stays_open(holding)
 
     def _holding(self, name: str) -> Holding:
         if name not in self._holdings:
@@ -487,28 +270,3 @@ class ExecutionActor(Actor[Input, Output]):
                 self._catalogue[name], name, trails=self._settings.trailing_stop
             )
         return self._holdings[name]
-
-
-def client_order_id(decision_id: str, purpose: Purpose, attempt: int = 0) -> str:
-    """Return the id that an order of this decision has, now and after any restart.
-
-    23 letters and digits, since brokers allow 1 to 30 alphanumerics in an order tag.
-    """
-    return "hrm" + sha256(f"{purpose}|{attempt}|{decision_id}".encode()).hexdigest()[:20]
-
-
-def _problem_of(report: ExecutionReport, order: Order | None) -> str | None:
-    """Return why a report cannot be booked, or None."""
-    if order is None:
-        return "no such order was placed here"
-    placed = order.placed
-    if (report.instrument, report.side) != (placed.instrument, placed.side):
-        return (
-            f"it speaks of {report.side} {report.instrument}, the order was to {placed.side} "
-            f"{placed.instrument}"
-        )
-    if report.last_quantity < 0:
-        return f"quantity must not be below 0, was {report.last_quantity}"
-    if report.last_quantity and not (report.last_price.is_finite() and report.last_price > 0):
-        return f"the price of a fill must be above 0, was {report.last_price}"
-    return None

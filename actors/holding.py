@@ -1,107 +1,23 @@
 """Holding: the orders and fills of one instrument, and what they add up to.
 
-Bookkeeping only: states of an order, average price, result, levels. When to place, cancel or leave
-is for execution.py to say.
+Bookkeeping only: average price, result, levels. When to place, cancel or leave is for execution.py
+to say.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final
 
 from actors.instruments import Instrument
-from actors.messages import (
-    FINAL_STATUSES,
-    ExecutionReport,
-    OrderIntent,
-    OrderStatus,
-    PlaceOrder,
-    Position,
-)
-
-OrderState = Literal["sent"] | OrderStatus
+from actors.messages import ExecutionReport, Position
+from actors.orders import Order
 
 STOP_LOSS: Final = "STOP_LOSS_HIT"
 TARGET: Final = "TARGET_PROFIT_HIT"
 TRAILING_STOP: Final = "TRAILING_STOP_HIT"
 CLOSED: Final = "CLOSED"
-OUTSIDE: Final = "outside"
-"""Begins the client order id of reports on orders that were not placed here."""
-
-_EVERY: Final[frozenset[OrderStatus]] = frozenset(
-    {"accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"}
-)
-TRANSITIONS: Final[Mapping[OrderState, frozenset[OrderStatus]]] = {
-    "sent": _EVERY,
-    "unknown": _EVERY,
-    "accepted": _EVERY - {"accepted"},
-    "partially_filled": _EVERY - {"accepted", "rejected"},
-    "filled": frozenset(),
-    "cancelled": frozenset(),
-    "rejected": frozenset(),
-    "expired": frozenset(),
-}
-"""States that an order may move to. Everything else changes no state."""
-STALE: Final[Mapping[OrderState, frozenset[OrderStatus]]] = {
-    "sent": frozenset(),
-    "unknown": frozenset(),
-    "accepted": frozenset({"accepted"}),
-    "partially_filled": frozenset({"accepted"}),
-    "filled": frozenset({"accepted", "partially_filled", "filled", "unknown"}),
-    "cancelled": frozenset({"accepted", "partially_filled", "cancelled", "unknown"}),
-    "rejected": frozenset({"accepted", "rejected", "unknown"}),
-    "expired": frozenset({"accepted", "partially_filled", "expired", "unknown"}),
-}
-"""Reports that merely come late, since sockets do not keep their order: no alert is due."""
 
 _PAISA = Decimal("0.01")
-
-
-@dataclass(slots=True)
-class Order:
-    """One order, from its placing to the last that was heard of it."""
-
-    placed: PlaceOrder
-    intent: OrderIntent | None  # of an entry: levels and capital of the position it opens
-    state: OrderState = "sent"
-    executions: set[str] = field(default_factory=set)
-    booked: int = 0  # units of the fills that came
-    turnover: Decimal = Decimal(0)  # rupees that statutory charges are a share of
-    charged: Decimal = Decimal(0)  # rupees of them that are booked
-    claimed: int = 0  # units that the broker said are filled, whether their fills came or not
-    state_ns: int = 0
-    traded_ns: int | None = None  # first tick of the instrument since the order was taken
-    cancel_asked_ns: int | None = None
-    is_reported_late: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        """Tell whether nothing more can come: a final state, and every fill it speaks of."""
-        return self.state in FINAL_STATUSES and self.booked >= self.claimed
-
-    @property
-    def waits_since_ns(self) -> int | None:
-        """Market time from which a final answer is due; None: nothing can be said yet."""
-        if self.state in FINAL_STATUSES:
-            return self.state_ns  # its fills are missing
-        is_taken = self.state in ("accepted", "partially_filled")
-        if is_taken and self.placed.order_type == "market":
-            # Without a trade in the instrument there is nothing yet that it could fill at.
-            return self.traded_ns
-        return self.placed.placed_ns
-
-    def move(self, report: ExecutionReport, now_ns: int) -> bool:
-        """Take the state a report brings; False if an order in this state cannot go there."""
-        self.claimed = max(
-            self.claimed,
-            report.cumulative_quantity,
-            self.placed.quantity if report.status == "filled" else 0,
-        )
-        if report.status in TRANSITIONS[self.state]:
-            self.state = report.status
-            self.state_ns = now_ns
-            return True
-        return report.status in STALE[self.state]
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ and what stays different is for a person. How two ledgers compare is in reconcil
 import asyncio
 from collections.abc import Callable, Collection
 
-from actors.holding import OUTSIDE
 from actors.messages import ExecutionReport, PlaceOrder
+from actors.orders import OUTSIDE
 from daemon.brokers.base import Broker
 from daemon.errors import BrokerUnavailable
 from daemon.outbox import Outbox

@@ -327,6 +327,9 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert named <= targets
 
 
+WRAPPERS = ("alert", "_alert")
+
+
 def alert_runbooks() -> set[str]:
     """Return the runbook that each alert in the code names."""
     found: set[str] = set()
@@ -348,7 +351,7 @@ def runbooks_in(tree: ast.Module, path: Path) -> set[str]:
         (
             n
             for n in ast.walk(tree)
-            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == "_alert"
+            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name in WRAPPERS
         ),
         None,
     )
@@ -359,7 +362,7 @@ def runbooks_in(tree: ast.Module, path: Path) -> set[str]:
             continue
         if isinstance(node.func, ast.Name) and node.func.id == "Alert":
             value = next(word.value for word in node.keywords if word.arg == "runbook")
-        elif isinstance(node.func, ast.Attribute) and node.func.attr == "_alert":
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in WRAPPERS:
             value = node.args[2]
         else:
             continue

@@ -13,8 +13,8 @@ from decimal import Decimal
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from actors.holding import OUTSIDE
 from actors.messages import ExecutionReport, OrderStatus, PlaceOrder
+from actors.orders import OUTSIDE
 
 
 class FyersStatus(IntEnum):

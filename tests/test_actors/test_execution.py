@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.charges import ChargeTable
-from actors.execution import ExecutionActor, client_order_id
-from actors.holding import STALE, TRANSITIONS
+from actors.execution import ExecutionActor
 from actors.messages import (
     FINAL_STATUSES,
     Alert,
@@ -32,6 +31,7 @@ from actors.messages import (
     PlaceOrder,
     Position,
 )
+from actors.orders import STALE, TRANSITIONS, client_order_id
 from actors.policies import ExecutionSettings
 from actors.session import SessionCalendar, SessionTable
 
@@ -875,7 +875,7 @@ def test_old_orders_are_forgotten() -> None:
         order = the_order(outputs_of(execution, an_entry(decision_id=f"d{number}")))
         outputs_of(execution, a_report(order, "rejected"))
 
-    assert len(execution._orders) == 4096
+    assert len(execution._book) == 4096
 
 
 # Promises

@@ -1,0 +1,160 @@
+"""Order book: places and takes back orders, finds them again by their ids, and calls for late ones.
+
+It stamps everything with the market time it was last told. Which order is wanted, and what follows
+from an answer, is for execution.py and leaving.py.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from actors.holding import Holding
+from actors.messages import (
+    Alert,
+    CancelOrder,
+    ExecutionReport,
+    OrderIntent,
+    PlaceOrder,
+    Purpose,
+    Severity,
+)
+from actors.orders import OUTSIDE, Order, client_order_id
+from actors.policies import ExecutionSettings
+
+SOURCE: Final = "execution"
+CLOSED_OUTSIDE: Final = "OUTSIDE_CLOSE"
+NO_ANSWER_RUNBOOK = "Order without answer"
+
+_SECOND_NS = 1_000_000_000
+_REMEMBERED_ORDERS = 4096
+
+
+class OrderBook:
+    """All orders of execution, by client order id."""
+
+    def __init__(self, settings: ExecutionSettings) -> None:
+        self._timeout_ns = int(settings.order_timeout_seconds * _SECOND_NS)
+        self._orders: dict[str, Order] = {}
+        self.now_ns = 0  # market time
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def __contains__(self, client_order_id_: str) -> bool:
+        return client_order_id_ in self._orders
+
+    def find(self, report: ExecutionReport, holding: Holding | None) -> Order | None:
+        """Return the order that a report speaks of, one adopted for a stranger's fill included.
+
+        holding: what is held of the instrument, if anything ever was.
+        """
+        if not report.client_order_id.startswith(OUTSIDE):
+            return self._orders.get(report.client_order_id)
+        return self._orders.get(report.execution_id) or self._adopted(report, holding)
+
+    def _adopted(self, report: ExecutionReport, holding: Holding | None) -> Order | None:
+        """Return an order that stands for a stranger's fill, if that closes what is held here."""
+        signed = report.last_quantity if report.side == "buy" else -report.last_quantity
+        if holding is None or holding.net * signed >= 0 or abs(signed) > abs(holding.net):
+            return None
+        placed = PlaceOrder(
+            client_order_id=report.client_order_id,
+            decision_id=holding.decision_id,
+            instrument=holding.name,
+            side=report.side,
+            quantity=report.last_quantity,
+            order_type="market",
+            purpose="exit",
+            reason=CLOSED_OUTSIDE,
+            placed_ns=report.event_ns,
+        )
+        order = Order(placed, None, state_ns=self.now_ns)
+        self._orders[report.execution_id] = order
+        return order
+
+    def place(
+        self,
+        holding: Holding,
+        purpose: Purpose,
+        quantity: int,
+        reason: str,
+        decision_id: str,
+        intent: OrderIntent | None = None,
+    ) -> PlaceOrder:
+        """Return a new order for signed units, which is the holding's entry or exit from now on."""
+        if purpose == "exit":
+            holding.exits_sent += 1
+        limit_price = intent.limit_price if intent else None
+        placed = PlaceOrder(
+            client_order_id=client_order_id(
+                decision_id, purpose, holding.exits_sent if purpose == "exit" else 0
+            ),
+            decision_id=decision_id,
+            instrument=holding.name,
+            side="buy" if quantity > 0 else "sell",
+            quantity=abs(quantity),
+            order_type="market" if limit_price is None else "limit",
+            purpose=purpose,
+            reason=reason,
+            placed_ns=self.now_ns,
+            limit_price=limit_price,
+        )
+        order = Order(placed, intent, state_ns=self.now_ns)
+        self._remember(order)
+        if purpose == "entry":
+            holding.entry_order = order
+        else:
+            holding.exit_order = order
+        return placed
+
+    def cancel(self, order: Order | None, reason: str) -> Iterator[CancelOrder]:
+        """Ask once for an order to be taken back."""
+        if order is None or order.cancel_asked_ns is not None:
+            return
+        order.cancel_asked_ns = self.now_ns
+        yield CancelOrder(
+            client_order_id=order.placed.client_order_id,
+            instrument=order.placed.instrument,
+            reason=reason,
+            placed_ns=self.now_ns,
+        )
+
+    def chase(self, holding: Holding) -> Iterator[CancelOrder | Alert]:
+        """Ask once for an order that has no final answer in time; then call a person."""
+        for order in (holding.entry_order, holding.exit_order):
+            if order is None:
+                continue
+            asked_ns = order.cancel_asked_ns
+            if asked_ns is None:
+                since_ns = order.waits_since_ns
+                if since_ns is not None and self.now_ns - since_ns >= self._timeout_ns:
+                    yield from self.cancel(order, "no final answer in time")
+            elif self.now_ns - asked_ns >= self._timeout_ns and not order.is_reported_late:
+                order.is_reported_late = True
+                yield self.alert(
+                    "critical",
+                    f"order {order.placed.client_order_id} for {order.placed.quantity} "
+                    f"{holding.name} has no final answer, state {order.state}: nothing new is "
+                    "opened there until it has",
+                    NO_ANSWER_RUNBOOK,
+                    holding.name,
+                )
+
+    def alert(
+        self, severity: Severity, text: str, runbook: str, instrument: str | None = None
+    ) -> Alert:
+        """Return an alert of execution, of now."""
+        return Alert(
+            severity=severity,
+            text=text,
+            runbook=runbook,
+            at_ns=self.now_ns,
+            source=SOURCE,
+            instrument=instrument,
+        )
+
+    def _remember(self, order: Order) -> None:
+        self._orders[order.placed.client_order_id] = order
+        if len(self._orders) > _REMEMBERED_ORDERS:
+            oldest = next(iter(self._orders))
+            if self._orders[oldest].is_done:
+                del self._orders[oldest]
