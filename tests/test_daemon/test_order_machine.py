@@ -5,6 +5,7 @@ HRM_ORDER_EXAMPLES sets how many are tried; `make torture` tries 50,000.
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -102,6 +103,8 @@ class OrderMachine(RuleBasedStateMachine):
             world.close()
 
 
+# At 20 examples a second and more; the usual limit of a test would end `make torture` early.
+@pytest.mark.timeout(max(120, EXAMPLES // 10))
 def test_no_life_of_orders_loses_repeats_or_invents_one() -> None:
     run_state_machine_as_test(
         OrderMachine,
