@@ -1,13 +1,11 @@
 """Risk: the only actor that may turn a decision into an order intent.
 
-It counts what is open, what is on its way, and what was lost. How an intent becomes orders, and
-when a stop is hit, is for execution.py.
+What is open, on its way and lost is counted in exposure.py. How an intent becomes orders, and when
+a stop is hit, is for execution.py.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date
 from decimal import Decimal
 from typing import Literal
 
@@ -23,6 +21,7 @@ from actors.desk import (
     as_decision,
     is_manual,
 )
+from actors.exposure import Exposure, Reservation
 from actors.instruments import Instrument, InstrumentCatalogue
 from actors.levels import BY_RANGE, GivenLevels, is_price, level_problem, levels_of
 from actors.messages import (
@@ -51,35 +50,14 @@ _MINUTE_NS = 60 * _SECOND_NS
 _REMEMBERED_DECISIONS = 4096  # older ones are refused for their age
 
 
-@dataclass(frozen=True, slots=True)
-class _Reservation:
-    """An approved entry whose fate is not known yet."""
-
-    quantity: int  # signed units
-    capital: Decimal
-    decided_ns: int
-    session_day: date
-    is_manual: bool
-
-
-@dataclass(slots=True)
-class _Day:
-    """One session day of one market."""
-
-    key: date
-    start_equity: Decimal
-    is_locked: bool = False
-
-
 class RiskActor(Actor[Input, Output]):
     """Let a decision through as an order intent, or refuse it and say why, rule by rule.
 
     Halted until a KillSwitch says otherwise. An approved entry counts as open, with its capital,
-    until a Position of its instrument shows what became of it (filled, or net 0 again); execution
-    sends one whenever an entry ends. What is still on its way when the session day ends is dropped
-    with the day's orders. An engaged kill switch refuses every decision; nothing else refuses an
-    exit, since leaving a position only lessens the risk. A manual trade passes the same rules;
-    while its order is on its way, and after a user's stop, automated entries wait (desk.py).
+    until a Position of its instrument shows what became of it (exposure.py). An engaged kill switch
+    refuses every decision; nothing else refuses an exit, since leaving a position only lessens the
+    risk. A manual trade passes the same rules; while its order is on its way, and after a user's
+    stop, automated entries wait (desk.py).
     """
 
     name = "risk"
@@ -100,44 +78,30 @@ class RiskActor(Actor[Input, Output]):
         self._calendar = calendar
         self._halted_because: str | None = "no kill switch state received yet"
         self._now_ns: int | None = None
-        self._positions: dict[str, Position] = {}
-        self._on_their_way: dict[str, _Reservation] = {}
-        self._marks: dict[str, Decimal] = {}
+        self._exposure = Exposure(limits, catalogue, calendar)
         self._ranges: dict[str, Decimal | None] = {}  # average true range of the last decision
         self._decisions_seen: dict[str, None] = {}
         self._intent_times_ns: deque[int] = deque()
-        self._peak_equity = limits.initial_capital
-        self._drawdown_is_locked = False
-        self._days: dict[str, _Day] = {}  # by market of sessions.yaml
 
     def handle(self, message: Input) -> Iterator[Output]:
         match message:
             case TimeEvent(now_ns=now_ns):
                 self._now_ns = max(now_ns, self._now_ns or 0)
-                self._roll_days()
+                self._exposure.roll_days(self._now_ns)
             case KillSwitch(engaged=engaged, reason=reason):
                 self._halted_because = reason if engaged else None
             case Position():
-                self._take_position(message)
+                self._exposure.take(message, self._now_ns)
             case Decision():
                 yield from self._judge(message)
             case StartSession(instrument=name):
-                yield from self._desk.start(message, self._positions.get(name), self._now_ns or 0)
+                yield from self._desk.start(
+                    message, self._exposure.position(name), self._now_ns or 0
+                )
             case StopSession():
                 yield from self._desk.stop(message, self._now_ns or 0)
             case ManualTrade():
                 yield from self._trade_manually(message)
-
-    @property
-    def capital_available(self) -> Decimal:
-        """Rupees that neither positions nor entries on their way have taken."""
-        return self._limits.initial_capital + self._realised - self._capital_in_use
-
-    @property
-    def exposed(self) -> frozenset[str]:
-        """Instruments with a position, or an entry on its way."""
-        held = {name for name, position in self._positions.items() if position.net_quantity}
-        return frozenset(held | self._on_their_way.keys())
 
     def _judge(self, decision: Decision) -> Iterator[Output]:
         halts = (self._kill_switch_rule(), self._duplicate_rule(decision))
@@ -148,10 +112,10 @@ class RiskActor(Actor[Input, Output]):
             return
         instrument = self._catalogue[decision.instrument]
         if is_price(decision.reference_price):
-            self._marks[decision.instrument] = decision.reference_price
+            self._exposure.mark(decision.instrument, decision.reference_price)
         self._ranges[decision.instrument] = decision.atr
-        self._day_of(instrument, decision.bar_close_ns)
-        self._measure_losses()
+        self._exposure.begin_day(instrument, decision.bar_close_ns, self._now_ns)
+        self._exposure.measure_losses()
         match self._kind(decision):
             case "hold":
                 yield _verdict(decision, halts, within="hold")
@@ -180,8 +144,8 @@ class RiskActor(Actor[Input, Output]):
         decision = as_decision(trade, self._ranges.get(trade.instrument), now_ns)
         halts = (self._kill_switch_rule(), self._duplicate_rule(decision))
         self._remember(decision)
-        self._day_of(instrument, now_ns)
-        self._measure_losses()
+        self._exposure.begin_day(instrument, now_ns, self._now_ns)
+        self._exposure.measure_losses()
         affordable = self._affordable_lots(decision, instrument)
         lots = trade.lots if trade.lots <= affordable else 0
         given = GivenLevels(trade.stop_price, trade.target_price)
@@ -209,12 +173,12 @@ class RiskActor(Actor[Input, Output]):
             said,
             problem=CAPITAL,
             required=needed + self._limits.brokerage_entry,
-            available=self.capital_available,
+            available=self._exposure.capital_available,
             most_lots=affordable,
         )
 
     def _kind(self, decision: Decision) -> Kind:
-        net = self._net(decision.instrument)
+        net = self._exposure.net(decision.instrument)
         match decision.action:
             case "BUY_LONG" | "SELL_SHORT":
                 return "entry"
@@ -230,7 +194,7 @@ class RiskActor(Actor[Input, Output]):
         return OrderIntent(
             decision_id=decision.id,
             instrument=decision.instrument,
-            quantity=-self._net(decision.instrument),
+            quantity=-self._exposure.net(decision.instrument),
             purpose="exit",
             reference_price=decision.reference_price,
             decided_ns=decision.bar_close_ns,
@@ -249,13 +213,14 @@ class RiskActor(Actor[Input, Output]):
             quantity = -quantity
         stop, target = levels_of(decision, instrument, self._stops, given)
         capital = instrument.capital_for(decision.reference_price, lots)
-        self._on_their_way[decision.instrument] = _Reservation(
+        reservation = Reservation(
             quantity=quantity,
             capital=capital,
             decided_ns=decision.bar_close_ns,
-            session_day=self._session_day(instrument, decision.bar_close_ns),
+            session_day=self._exposure.session_day(instrument, decision.bar_close_ns),
             is_manual=is_manual(decision.id),
         )
+        self._exposure.reserve(decision.instrument, reservation)
         return OrderIntent(
             decision_id=decision.id,
             instrument=decision.instrument,
@@ -272,7 +237,7 @@ class RiskActor(Actor[Input, Output]):
         if not is_price(decision.reference_price):
             return 0
         return instrument.max_lots(
-            decision.reference_price, self.capital_available, self._limits.brokerage_entry
+            decision.reference_price, self._exposure.capital_available, self._limits.brokerage_entry
         )
 
     def _lots(self, decision: Decision, instrument: Instrument) -> int:
@@ -314,7 +279,7 @@ class RiskActor(Actor[Input, Output]):
 
     def _pause_rule(self, name: str) -> RuleResult:
         reason = self._desk.paused_because(name)
-        if reason is None and any(entry.is_manual for entry in self._on_their_way.values()):
+        if reason is None and self._exposure.has_manual_entry():
             reason = "a manual order is on its way"
         return RuleResult("automated trading", reason is None, reason or "on", "on")
 
@@ -354,16 +319,16 @@ class RiskActor(Actor[Input, Output]):
     def _exposure_rules(self, decision: Decision, lots: int) -> Iterator[RuleResult]:
         limits = self._limits
         name = decision.instrument
-        net = self._net(name)
-        if name in self._on_their_way and not net:
+        net = self._exposure.net(name)
+        if self._exposure.is_on_its_way(name) and not net:
             value = "an entry is on its way"
         else:
             value = f"{net} units open" if net else "none"
-        yield RuleResult("open position", name not in self.exposed, value, "none")
-        others = len(self.exposed - {name})
+        yield RuleResult("open position", name not in self._exposure.exposed, value, "none")
+        others = len(self._exposure.exposed - {name})
         most = limits.max_open_positions
         yield RuleResult("max open positions", others < most, f"{others} others", f"below {most}")
-        capital = self.capital_available
+        capital = self._exposure.capital_available
         yield RuleResult(
             "capital", lots >= 1, f"{capital:.2f} INR pay for {lots} lots", "at least 1 lot"
         )
@@ -372,102 +337,21 @@ class RiskActor(Actor[Input, Output]):
 
     def _loss_rules(self, instrument: Instrument) -> Iterator[RuleResult]:
         limits = self._limits
-        day = self._days[instrument.session]
-        loss = max(Decimal(0), day.start_equity - self._equity)
-        most = self._most_daily_loss
+        exposure = self._exposure
+        day = exposure.day(instrument)
+        loss = max(Decimal(0), day.start_equity - exposure.equity)
+        most = exposure.most_daily_loss
         value = f"{loss:.2f} INR" + (", locked for the day" if day.is_locked else "")
         yield RuleResult("daily loss", not day.is_locked, value, f"{most:.2f} INR")
-        fall = (self._peak_equity - self._equity) / self._peak_equity
-        value = f"{fall:.4f}" + (", locked" if self._drawdown_is_locked else "")
+        fall = (exposure.peak_equity - exposure.equity) / exposure.peak_equity
+        value = f"{fall:.4f}" + (", locked" if exposure.drawdown_is_locked else "")
         yield RuleResult(
-            "drawdown", not self._drawdown_is_locked, value, f"{limits.max_drawdown:g}"
+            "drawdown", not exposure.drawdown_is_locked, value, f"{limits.max_drawdown:g}"
         )
         self._forget_old_intents()
         count = len(self._intent_times_ns)
         allowed = limits.max_orders_per_minute
         yield RuleResult("orders per minute", count < allowed, str(count), f"below {allowed}")
-
-    def _take_position(self, position: Position) -> None:
-        name = position.instrument
-        self._positions[name] = position
-        reserved = self._on_their_way.get(name)
-        if reserved is not None and position.updated_ns >= reserved.decided_ns:
-            net = position.net_quantity
-            is_complete = abs(net) >= abs(reserved.quantity)
-            if net == 0 or is_complete:
-                del self._on_their_way[name]
-        if name in self._catalogue:
-            self._day_of(self._catalogue[name], position.updated_ns)
-        self._measure_losses()
-
-    def _roll_days(self) -> None:
-        now_ns = self._now_ns or 0
-        for market, day in self._days.items():
-            key = self._calendar.session_key(market, now_ns)
-            if key > day.key:
-                self._days[market] = _Day(key, self._equity)
-        for name, reserved in list(self._on_their_way.items()):
-            if self._session_day(self._catalogue[name], now_ns) > reserved.session_day:
-                del self._on_their_way[name]
-
-    def _day_of(self, instrument: Instrument, seen_ns: int) -> None:
-        """See to it that the market's session day is being counted."""
-        if instrument.session not in self._days:
-            now_ns = seen_ns if self._now_ns is None else self._now_ns
-            # What was lost before this market was first heard of belongs to the same session.
-            key = self._session_day(instrument, now_ns)
-            start = next(
-                (day.start_equity for day in self._days.values() if day.key == key),
-                self._limits.initial_capital if not self._days else self._equity,
-            )
-            self._days[instrument.session] = _Day(key, start)
-
-    def _measure_losses(self) -> None:
-        equity = self._equity
-        self._peak_equity = max(self._peak_equity, equity)
-        for day in self._days.values():
-            if day.start_equity - equity >= self._most_daily_loss:
-                day.is_locked = True
-        fall = (self._peak_equity - equity) / self._peak_equity
-        if fall >= Decimal(str(self._limits.max_drawdown)):
-            self._drawdown_is_locked = True
-
-    @property
-    def _most_daily_loss(self) -> Decimal:
-        return Decimal(str(self._limits.max_daily_loss)) * self._limits.initial_capital
-
-    @property
-    def _realised(self) -> Decimal:
-        return sum((p.realised_pnl for p in self._positions.values()), Decimal(0))
-
-    @property
-    def _equity(self) -> Decimal:
-        """Capital with open positions at the last price that was decided on."""
-        equity = self._limits.initial_capital + self._realised
-        for name, position in self._positions.items():
-            if position.net_quantity:
-                mark = self._marks.get(name, position.average_price)
-                equity += (mark - position.average_price) * position.net_quantity
-        return equity
-
-    @property
-    def _capital_in_use(self) -> Decimal:
-        in_use = Decimal(0)
-        for name in self._positions.keys() | self._on_their_way.keys():
-            position = self._positions.get(name)
-            reserved = self._on_their_way.get(name)
-            in_use += max(
-                position.capital_used if position else Decimal(0),
-                reserved.capital if reserved else Decimal(0),
-            )
-        return in_use
-
-    def _net(self, name: str) -> int:
-        position = self._positions.get(name)
-        return position.net_quantity if position else 0
-
-    def _session_day(self, instrument: Instrument, now_ns: int) -> date:
-        return self._calendar.session_key(instrument.session, now_ns)
 
     def _remember(self, decision: Decision) -> None:
         self._decisions_seen[decision.id] = None

@@ -250,7 +250,7 @@ def test_a_partly_filled_entry_keeps_the_capital_of_the_whole() -> None:
     outputs_of(risk, a_decision(size_fraction=1.0))  # 4 lots, 247,500
     outputs_of(risk, a_position(75, capital_used=Decimal(61875)))
 
-    assert risk.capital_available == Decimal(2_500)
+    assert risk._exposure.capital_available == Decimal(2_500)
 
 
 def test_a_filled_entry_holds_what_its_position_says() -> None:
@@ -258,7 +258,7 @@ def test_a_filled_entry_holds_what_its_position_says() -> None:
     outputs_of(risk, a_decision(size_fraction=0.5))
     outputs_of(risk, a_position(150, capital_used=Decimal(123_750)))
 
-    assert risk.capital_available == Decimal(126_250)
+    assert risk._exposure.capital_available == Decimal(126_250)
 
 
 def test_an_entry_without_an_answer_is_dropped_with_the_session_day() -> None:
@@ -578,8 +578,8 @@ def test_no_sequence_of_messages_exceeds_the_limits(
         exposed = account.on_its_way.keys() | account.open_now.keys()
         equity = capital + sum(account.realised.values())
         assert len(exposed) <= most_open
-        assert risk.exposed == exposed
-        assert abs(risk.capital_available - (equity - account.in_use)) < Decimal("1e-9")
+        assert risk._exposure.exposed == exposed
+        assert abs(risk._exposure.capital_available - (equity - account.in_use)) < Decimal("1e-9")
         assert account.in_use <= equity or account.in_use <= before
         for held, intent in account.on_its_way.items():
             assert 1 <= abs(intent.quantity) // CATALOGUE[held].lot_size <= most_lots
