@@ -6,7 +6,7 @@
 Decoding: the same frames through our decoder up to a Tick message, and through the SDK's own
 methods up to its callback, alternating, best of several rounds; nothing else of the SDK runs. Feed:
 a server in a process of its own writes paced frames to a loopback socket; our DataSocket reads
-them and TickSource publishes them one by one to the bundled message server. Every tick carries its
+them and TickSource publishes what is waiting to the bundled message server. Every tick carries its
 number as its volume, so lost and repeated ones are counted. Latency is from when a frame was due to
 leave the server until its tick stands in the stream, so that a stall counts for all behind it.
 """
@@ -18,7 +18,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from actors.messages import Tick
+from actors.messages import AnyMessage, Tick
 from benchmarks.machine import machine_facts, percentile
 from daemon.brokers.fyers import hsm
 from daemon.brokers.fyers.data_socket import DataSocket, tick_of
@@ -36,6 +36,7 @@ from daemon.brokers.fyers_simulator import frames
 from daemon.clock import SystemClock
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.redis_bus import RedisBus
+from daemon.redis_writer import RedisPublisher
 from daemon.tick_source import TickSource
 
 TOPICS = 200
@@ -185,25 +186,49 @@ async def server_process(rate_per_s: int, count: int) -> AsyncIterator[asyncio.S
         await process.wait()
 
 
+class Seen:
+    """When each numbered tick stood in the stream."""
+
+    def __init__(self) -> None:
+        self.published_ns: dict[int, int] = {}
+        self.repeated = 0
+        self.batches = 0
+
+    def note(self, messages: Sequence[AnyMessage]) -> None:
+        now_ns = time.monotonic_ns()
+        self.batches += 1
+        for message in messages:
+            number = message.volume_today if isinstance(message, Tick) else 0
+            if number:  # 0: a snapshot
+                self.repeated += number in self.published_ns
+                self.published_ns[number] = now_ns
+
+
+class TimedBus(RedisBus):
+    """A bus that notes when the message server has answered that it holds a tick."""
+
+    def __init__(self, url: str, prefix: str, seen: Seen) -> None:
+        super().__init__(url, prefix)
+        self._seen = seen
+
+    async def publisher(self, source: str, streams: Sequence[str]) -> RedisPublisher:
+        publisher = await super().publisher(source, streams)
+        publish = publisher.publish
+
+        async def timed(*messages: AnyMessage) -> list[str]:
+            ids = await publish(*messages)
+            self._seen.note(messages)
+            return ids
+
+        vars(publisher).update(publish=timed)
+        return publisher
+
+
 async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[str, Any]:
     """Run one rate from the socket to the stream; return what arrived, how often, how late."""
     count = round(rate_per_s * seconds / RECORDS_PER_FRAME) * RECORDS_PER_FRAME
-    published_ns: dict[int, int] = {}
-    current = 0
-    repeated = 0
-
-    def see(tick: Tick) -> None:
-        nonlocal current
-        current = tick.volume_today
-
-    async def note() -> None:
-        """Take the time when a tick stands in the stream: TickSource calls this behind each."""
-        nonlocal repeated
-        if current in published_ns:
-            repeated += 1
-        if current:  # 0: a snapshot
-            published_ns[current] = time.monotonic_ns()
-
+    seen = Seen()
+    published_ns = seen.published_ns
     async with server_process(rate_per_s, count) as lines, aiohttp.ClientSession() as http:
         socket = DataSocket(
             json.loads(await lines.readline())["url"],
@@ -214,9 +239,8 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
             clock=SystemClock(),
             random=Random(1),
         )
-        bus = RedisBus(redis_url, f"feed{rate_per_s}")
-        source = TickSource(socket.ticks(), bus, on_tick=see)
-        source.wait_until_quiet = note
+        bus = TimedBus(redis_url, f"feed{rate_per_s}", seen)
+        source = TickSource(socket.ticks(), bus)
         running = asyncio.create_task(source.run())
         began_ns = json.loads(await lines.readline())["began_ns"]
         cpu_ns = time.process_time_ns()
@@ -237,7 +261,7 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
         "rate_per_s": rate_per_s,
         "sent": count,
         "lost": count - len(published_ns),
-        "repeated": repeated,
+        "repeated": seen.repeated,
         "ticks_per_s": round(len(published_ns) / took_s) if took_s > 0 else 0,
         "kept_up": len(published_ns) == count and took_s < 1.02 * seconds + 0.1,
         "socket_to_stream_ms": {
@@ -246,6 +270,7 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
         }
         if late_ms
         else None,
+        "ticks_per_batch": round(len(published_ns) / max(seen.batches, 1), 1),
         "cpu_us_per_tick": round(cpu_ns / 1e3 / max(len(published_ns), 1), 1),
     }
 

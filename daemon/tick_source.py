@@ -4,16 +4,19 @@ Where they come from (candles played as ticks, a broker's socket) is the source'
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from actors.messages import Tick, TimeEvent
 from daemon.bus import Bus
-from daemon.errors import BusError, PartCrashed
+from daemon.errors import BusError
+from daemon.handover import Handover
 from daemon.logs import get_logger
 
 _RETRY_S = 0.2
 _POLL_S = 0.0005
+_MOST_AT_ONCE: Final = 64  # more together cost no less each, and the first would wait for the last
 
 MarketEvent = Tick | TimeEvent
 
@@ -22,10 +25,11 @@ class TickSource:
     """Publish market events in order; after an outage or a restart go on where the bus stands.
 
     `events` yields the same events from the first one on, each time a session is begun or resumed:
-    as many as the session already holds are passed over. It is read once; `run` after a crash goes
-    on with the event in hand. `on_tick` sees every tick before it is published, also those passed
-    over. With `wait_until_quiet` the next event waits until everything
-    has followed from the one before (lock step).
+    as many as the session already holds are passed over. It is read once, ahead of the bus by one
+    batch at most, and what is waiting is published together; `run` after a crash goes on with what
+    is in hand. `on_tick` sees every tick once, before it is published, also those passed over.
+    With `wait_until_quiet` events go out one by one, and the next one waits until everything has
+    followed from the one before (lock step).
     """
 
     name = "tick_source"
@@ -37,22 +41,25 @@ class TickSource:
         *,
         on_tick: Callable[[Tick], None] = lambda _: None,
     ) -> None:
-        self._events = aiter(events)
+        self._events = events
         self._bus = bus
         self._on_tick = on_tick
         self.wait_until_quiet: Callable[[], Awaitable[None]] | None = None
         self._log = get_logger(part=self.name)
         self._stopping = asyncio.Event()
-        self._in_hand: MarketEvent | None = None
-        self._taken = 0  # events taken from the source, the one in hand included
-        self._has_failed = False
+        self._handover: Handover[MarketEvent] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._in_hand: Sequence[MarketEvent] = ()
+        self._seen = 0  # of those in hand, how many `on_tick` has had
+        self._taken = 0  # events taken from the source, those in hand included
         self.finished = asyncio.Event()  # the source has no more events
         self.published = 0
-        self.now_ns = 0  # market time of the last event
+        self.now_ns = 0  # market time of the last event published
 
     def stop(self) -> None:
         """Ask `run` to return soon."""
         self._stopping.set()
+        self._stop_reading()
 
     async def run(self) -> None:
         """Publish until the source ends or `stop`; then wait for `stop`."""
@@ -61,11 +68,19 @@ class TickSource:
         try:
             await asyncio.wait({feeding, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # The source may be asleep until its next event: stopping does not wait for that.
+            # The source may be asleep until its next event: stopping does not wait for that. After
+            # a crash it is read on, for the next run: a source that was cancelled has ended.
+            if self._reading is not None and not feeding.done():
+                self._stop_reading()
+                await asyncio.wait({self._reading})
             feeding.cancel()
             stopped.cancel()
             with suppress(asyncio.CancelledError):
                 await feeding
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def _feed(self) -> None:
         while not self._stopping.is_set():
@@ -80,35 +95,35 @@ class TickSource:
         publisher = await self._bus.publisher(self.name, [Tick.stream, TimeEvent.stream])
         self.published = publisher.sequence  # also what had arrived when only the answer was lost
         try:
-            while event := await self._next():
-                if isinstance(event, Tick):
-                    self._on_tick(event)
-                if self._taken > self.published:
-                    await publisher.publish(event)
+            while await self._take():
+                fresh = self._in_hand[max(len(self._in_hand) - self._taken + self.published, 0) :]
+                if fresh:
+                    await publisher.publish(*fresh)
                     self.published = self._taken
-                    self.now_ns = event.time_ns
+                    self.now_ns = fresh[-1].time_ns
                     if self.wait_until_quiet:
                         await self.wait_until_quiet()
-                self._in_hand = None
+                self._in_hand = ()
             self.finished.set()
             await self._stopping.wait()
         finally:
             await publisher.close()
 
-    async def _next(self) -> MarketEvent | None:
-        """Return the event in hand, or else the next one; None behind the last."""
-        if self._in_hand is None:
-            if self._has_failed:
-                raise PartCrashed("the market source has failed and cannot be read further")
-            try:
-                self._in_hand = await anext(self._events)
-            except StopAsyncIteration:
-                return None
-            except Exception:
-                self._has_failed = True  # asked again it would say that it has ended
-                raise
-            self._taken += 1
-        return self._in_hand
+    async def _take(self) -> bool:
+        """Have events in hand that were seen, those of before or else the next; False behind the
+        last."""
+        if self._handover is None:  # not before: the source may ask how many are to be passed over
+            self._handover = Handover(1 if self.wait_until_quiet else _MOST_AT_ONCE)
+            self._reading = asyncio.create_task(self._handover.read(self._events))
+        if not self._in_hand:
+            self._in_hand = await self._handover.take()
+            self._taken += len(self._in_hand)
+            self._seen = 0
+        for event in self._in_hand[self._seen :]:
+            if isinstance(event, Tick):
+                self._on_tick(event)
+            self._seen += 1
+        return bool(self._in_hand)
 
 
 async def until_quiet(bus: Bus, *edges: Callable[[], bool]) -> None:

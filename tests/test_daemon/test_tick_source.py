@@ -4,7 +4,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unreliable_bus import UnreliableBus
 
-from actors.messages import Tick, TimeEvent
+from actors.messages import AnyMessage, Tick, TimeEvent
 from daemon import tick_source as tick_source_module
 from daemon.errors import PartCrashed
+from daemon.memory_bus import MemoryPublisher
 from daemon.tick_source import MarketEvent, TickSource, until_quiet
 
 WAIT_S = 5.0
@@ -146,13 +147,82 @@ async def test_ticks_are_seen_before_they_are_published_also_those_passed_over(
 
     await to_the_end(TickSource(events(7), bus, on_tick=on_tick))
 
-    assert seen == [(1, 4), (3, 4), (5, 4), (7, 6)]
+    assert seen == [(1, 4), (3, 4), (5, 4), (7, 4)]  # what waits is published together
+
+
+async def test_what_is_waiting_goes_out_together(bus: UnreliableBus) -> None:
+    batches: list[int] = []
+    open_publisher = bus.publisher
+
+    async def counting(source: str, streams: Sequence[str]) -> MemoryPublisher:
+        publisher = await open_publisher(source, streams)
+        publish = publisher.publish
+
+        async def counted(*messages: AnyMessage) -> list[str]:
+            batches.append(len(messages))
+            return await publish(*messages)
+
+        vars(publisher).update(publish=counted)
+        return publisher
+
+    vars(bus).update(publisher=counting)
+
+    await to_the_end(TickSource(events(100), bus))
+
+    assert batches == [64, 36]
+    assert published(bus) == list(range(1, 101))
+
+
+async def test_while_the_bus_is_away_the_source_is_read_one_batch_ahead(
+    bus: UnreliableBus,
+) -> None:
+    read = 0
+
+    async def counted() -> AsyncIterator[MarketEvent]:
+        nonlocal read
+        async for event in events(500):
+            read += 1
+            yield event
+
+    source = TickSource(counted(), bus)
+    bus.publish_faults.extend(["refused"] * 4)
+
+    async with running(source):
+        await until(lambda: not bus.publish_faults)
+        during = read
+        await asyncio.wait_for(source.finished.wait(), WAIT_S)
+
+    assert during <= 2 * 64  # those in hand, and those that wait behind them
+    assert published(bus) == list(range(1, 501))
+
+
+async def test_a_tick_that_met_an_outage_is_seen_once(bus: UnreliableBus) -> None:
+    seen: list[int] = []
+    bus.publish_faults.extend(["refused", "unanswered", "refused"])
+    source = TickSource(events(9), bus, on_tick=lambda tick: seen.append(int(tick.last_price)))
+
+    await to_the_end(source)
+
+    assert seen == [1, 3, 5, 7, 9]
+    assert published(bus) == list(range(1, 10))
+
+
+async def test_a_crash_of_the_reader_comes_behind_what_it_had_read(bus: UnreliableBus) -> None:
+    async def failing() -> AsyncIterator[MarketEvent]:
+        async for event in events(3):
+            yield event
+        raise ValueError("half a file")
+
+    with pytest.raises(ValueError, match="half a file"):
+        await asyncio.wait_for(TickSource(failing(), bus).run(), WAIT_S)
+
+    assert published(bus) == [1, 2, 3]
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(["refused", "unanswered", "restart"]), max_size=8),
-    st.integers(0, 12),
+    st.integers(0, 12) | st.integers(60, 140),
 )
 def test_no_event_is_lost_or_doubled_whatever_fails(
     troubles: list[Literal["refused", "unanswered", "restart"]], count: int
