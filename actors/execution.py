@@ -11,6 +11,7 @@ from typing import Final
 
 from actors.base import Actor
 from actors.costs import Costs
+from actors.entering import Entering
 from actors.holding import Holding
 from actors.instruments import Instrument, InstrumentCatalogue
 from actors.leaving import Leaving
@@ -44,7 +45,8 @@ REFUSED_RUNBOOK = "Intent refused"
 class ExecutionActor(Actor[Input, Output]):
     """Place orders, book their fills, watch stop, target and trailing stop, and leave in time.
 
-    One entry order and one exit order per instrument at most. A kill switch without flatten holds
+    One entry and one exit per instrument at most, each of several orders where the exchange takes
+    no single one of the size (entering.py, leaving.py). A kill switch without flatten holds
     back exits as well: from then on a person acts, and two hands closing one position would open
     another. With flatten everything is closed.
     """
@@ -62,7 +64,8 @@ class ExecutionActor(Actor[Input, Output]):
         self._calendar = calendar
         self._costs = Costs(settings)
         self._book = OrderBook(settings)
-        self._leaving = Leaving(settings, calendar, self._book)
+        self._entering = Entering(self._book)
+        self._leaving = Leaving(settings, calendar, self._book, self._entering)
         self._kill_switch: KillSwitch | None = None  # while it is engaged
         self._holdings: dict[str, Holding] = {}
         self._session_days: dict[str, date] = {}  # by market
@@ -98,7 +101,7 @@ class ExecutionActor(Actor[Input, Output]):
             )
             if intent.purpose == "entry" and intent.instrument in self._catalogue:
                 holding = self._holding(intent.instrument)
-                if holding.entry_order is None:
+                if holding.entry is None:
                     # Risk counts the entry as on its way until a position says otherwise.
                     yield holding.position(self._book.now_ns)
             return
@@ -106,9 +109,7 @@ class ExecutionActor(Actor[Input, Output]):
         if intent.purpose == "exit":
             yield from self._leaving.begin(holding, DECIDED, intent.decision_id, again=True)
             return
-        yield self._book.place(
-            holding, "entry", intent.quantity, DECIDED, intent.decision_id, intent
-        )
+        yield from self._entering.begin(holding, intent, DECIDED)
 
     def _refusal(self, intent: OrderIntent) -> str | None:
         if intent.instrument not in self._catalogue:
@@ -116,9 +117,10 @@ class ExecutionActor(Actor[Input, Output]):
         if self._kill_switch is not None:
             return f"kill switch: {self._kill_switch.reason}"
         holding = self._holding(intent.instrument)
-        for order in (holding.entry_order, holding.exit_order):
-            if order is not None:
-                return f"order {order.placed.client_order_id} is pending, state {order.state}"
+        for order in holding.open_orders:
+            return f"order {order.placed.client_order_id} is pending, state {order.state}"
+        if holding.entry is not None:
+            return f"{holding.entry.left} units of an entry are still to be ordered"
         net = holding.net
         if intent.purpose == "exit":
             fits = net * intent.quantity < 0
@@ -192,10 +194,7 @@ class ExecutionActor(Actor[Input, Output]):
         """Draw the consequences of an order that is done."""
         if not order.is_done:
             return
-        if holding.entry_order is order:
-            holding.entry_order = None
-            if not order.booked:
-                yield holding.position(self._book.now_ns)
+        yield from self._entering.note_end(holding, order)
         self._leaving.note_end(holding, order)
         yield from self._leaving.pursue(holding)
 
@@ -206,12 +205,17 @@ class ExecutionActor(Actor[Input, Output]):
         holding = self._holdings.get(tick.instrument)
         if holding is None:
             return
-        for order in (holding.entry_order, holding.exit_order):
-            if order and order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
+        for order in holding.open_orders:
+            if order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
                 order.traded_ns = tick.event_ns
         # A tick from before the entry says nothing about the position.
         if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
             yield from self._watch_levels(holding, tick.last_price)
+        yield from self._pursue(holding)
+
+    def _pursue(self, holding: Holding) -> Iterator[Output]:
+        """Do what has become due: further slices, further attempts, questions."""
+        yield from self._entering.pursue(holding)
         yield from self._leaving.pursue(holding)
         yield from self._book.chase(holding)
 
@@ -227,13 +231,12 @@ class ExecutionActor(Actor[Input, Output]):
     def _take_time(self) -> Iterator[Output]:
         self._begin_day()
         for holding in self._holdings.values():
-            if holding.net or holding.entry_order:
+            if holding.net or holding.entry:
                 phase = self._calendar.phase(holding.instrument.session, self._book.now_ns)
                 if phase in ("square_off", "closed"):
                     yield from self._leaving.square_off(holding)
                 yield from self._leaving.tell_if_late(holding)
-            yield from self._leaving.pursue(holding)
-            yield from self._book.chase(holding)
+            yield from self._pursue(holding)
 
     def _begin_day(self) -> None:
         """Let exits that failed on a day be tried again on the next."""
@@ -256,7 +259,7 @@ class ExecutionActor(Actor[Input, Output]):
         if not message.engaged:
             return
         for holding in self._holdings.values():
-            yield from self._book.cancel(holding.entry_order, f"kill switch: {message.reason}")
+            yield from self._entering.stop(holding, f"kill switch: {message.reason}")
             if not holding.net:
                 continue
             if message.flatten:

@@ -4,12 +4,12 @@ Bookkeeping only: average price, result, levels. When to place, cancel or leave 
 to say.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
 from actors.instruments import Instrument
-from actors.messages import ExecutionReport, Position
+from actors.messages import ExecutionReport, OrderIntent, Position
 from actors.orders import Order
 
 STOP_LOSS: Final = "STOP_LOSS_HIT"
@@ -21,14 +21,32 @@ _PAISA = Decimal("0.01")
 
 
 @dataclass(slots=True)
+class Entry:
+    """One entry on its way; above the freeze quantity it takes several orders."""
+
+    intent: OrderIntent
+    reason: str
+    left: int  # unsigned units that no order was placed for yet
+    sent: int = 0  # orders placed
+    filled: int = 0  # units of those of them that are done
+    next_ns: int = 0  # market time from which more may be placed
+    orders: list[Order] = field(default_factory=list)  # without an end yet
+
+
+@dataclass(slots=True)
 class Exit:
-    """One endeavour to leave a position; it may take several orders, one at a time."""
+    """One endeavour to leave a position, in attempts; each covers all that is held.
+
+    Above the freeze quantity an attempt takes several orders.
+    """
 
     reason: str
     decision_id: str
     attempts: int = 0
-    next_ns: int = 0
+    left: int = 0  # unsigned units of this attempt that no order was placed for yet
+    next_ns: int = 0  # market time from which more may be placed
     has_failed: bool = False
+    orders: list[Order] = field(default_factory=list)  # without an end yet
 
 
 @dataclass(slots=True)
@@ -53,12 +71,16 @@ class Holding:
     round_trips: int = 0
     winning_round_trips: int = 0
     last_exit_reason: str = ""
-    entry_order: Order | None = None
-    exit_order: Order | None = None
+    entry: Entry | None = None
     exit: Exit | None = None
     exits_sent: int = 0  # never starts again: client order ids of exits count on
     is_held_back: bool = False  # a person was told that the kill switch keeps it open
     is_told_late: bool = False  # a person was told that it is open when it should be closed
+
+    @property
+    def open_orders(self) -> list[Order]:
+        """Orders of the entry and of the exit that have no end yet."""
+        return (self.entry.orders if self.entry else []) + (self.exit.orders if self.exit else [])
 
     def book(self, order: Order, report: ExecutionReport, costs: Decimal, now_ns: int) -> None:
         """Count one fill: net, average price, result and charges.

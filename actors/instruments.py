@@ -40,6 +40,7 @@ class Instrument:
     lot_size: int  # units
     tick_size: Decimal
     option_premium_range: PremiumRange | None = None  # fractions of the index price
+    freeze_quantity: int | None = None  # units; the exchange rejects an order of more
     session: str = field(default="")  # market of sessions.yaml; derived when empty
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class Instrument:
             raise ValueError(f"lot_size must be at least 1 unit, was {self.lot_size}")
         if not (self.tick_size.is_finite() and self.tick_size > 0):
             raise ValueError(f"tick_size must be above 0, was {self.tick_size}")
+        if self.freeze_quantity is not None:
+            largest_order(self.lot_size, self.freeze_quantity)
         if self.option_premium_range is not None:
             _check_premium_range(self.kind, self.option_premium_range)
         if not self.session:
@@ -77,6 +80,13 @@ class Instrument:
         if self.exchange_symbol.endswith("-INDEX"):
             return "index"
         return "derivative_shares" if self.exchange_symbol.endswith("-EQ") else "equity_derivatives"
+
+    @property
+    def largest_order(self) -> int | None:
+        """Units that one order may have; None: the exchange sets no limit."""
+        if self.freeze_quantity is None:
+            return None
+        return largest_order(self.lot_size, self.freeze_quantity)
 
     def round_to_tick(self, price: Decimal, toward: Toward = "nearest") -> Decimal:
         """Move a price onto the tick grid; halves go to the even tick."""
@@ -196,6 +206,17 @@ class InstrumentCatalogue:
     def extended(self, instruments: Iterable[Instrument]) -> "InstrumentCatalogue":
         """Return a catalogue that knows these as well, behind the present ones."""
         return InstrumentCatalogue((*self._instruments, *instruments))
+
+
+def largest_order(lot_size: int, freeze_quantity: int) -> int:
+    """Return the most units in whole lots that one order may have, or raise ValueError.
+
+    Below the freeze quantity: whether an order of exactly that many passes is not known.
+    """
+    largest = (freeze_quantity - 1) // lot_size * lot_size
+    if largest < lot_size:
+        raise ValueError(f"the freeze quantity {freeze_quantity} lets no lot of {lot_size} through")
+    return largest
 
 
 def _key(name: str) -> str:

@@ -5,6 +5,7 @@ Why to leave is for execution.py to say; a kill switch without flatten holds eve
 
 from collections.abc import Iterator
 
+from actors.entering import Entering
 from actors.holding import Exit, Holding
 from actors.messages import Alert, CancelOrder, PlaceOrder
 from actors.order_book import OrderBook
@@ -22,8 +23,13 @@ class Leaving:
     """Close positions through the order book, always sized by what is held."""
 
     def __init__(
-        self, settings: ExecutionSettings, calendar: SessionCalendar, book: OrderBook
+        self,
+        settings: ExecutionSettings,
+        calendar: SessionCalendar,
+        book: OrderBook,
+        entering: Entering,
     ) -> None:
+        self._entering = entering
         self._most_attempts = settings.exit_attempts
         self._retry_ns = int(settings.exit_retry_seconds * _SECOND_NS)
         self._calendar = calendar
@@ -36,20 +42,21 @@ class Leaving:
         """Start to leave; `again` also after an endeavour that failed."""
         if holding.exit is None or (again and holding.exit.has_failed):
             holding.exit = Exit(reason, decision_id)
-        yield from self._book.cancel(holding.entry_order, reason)
+        yield from self._entering.stop(holding, reason)
         yield from self.pursue(holding)
 
     def pursue(self, holding: Holding) -> Iterator[PlaceOrder | Alert]:
-        """Place the next order of an endeavour that has begun, once it is due."""
+        """Place the next orders of an endeavour that has begun, once they are due."""
         leaving = holding.exit
-        if leaving is None or holding.exit_order is not None:
+        if leaving is None:
             return
-        if holding.net == 0:
+        if holding.net == 0 and not leaving.orders:
             holding.exit = None
             return
         if leaving.has_failed or self.is_held_back:
             return
-        if leaving.attempts >= self._most_attempts:
+        is_over = leaving.left == 0 and not leaving.orders
+        if is_over and leaving.attempts >= self._most_attempts:
             leaving.has_failed = True
             yield self._book.alert(
                 "critical",
@@ -57,22 +64,53 @@ class Leaving:
                 NOT_CLOSED_RUNBOOK,
                 holding.name,
             )
-        elif self._book.now_ns >= leaving.next_ns:
+            return
+        if self._book.now_ns < leaving.next_ns:
+            return
+        if is_over:
             leaving.attempts += 1
-            yield self._book.place(
-                holding, "exit", -holding.net, leaving.reason, leaving.decision_id
+            leaving.left = abs(holding.net)
+        yield from self._send(holding, leaving)
+
+    def _send(self, holding: Holding, leaving: Exit) -> Iterator[PlaceOrder]:
+        """Place what is left of an attempt; all orders out never close more than is held."""
+        closing = 1 if holding.net < 0 else -1
+        out = sum(
+            order.left if (order.placed.side == "buy") == (closing > 0) else abs(holding.net)
+            for order in leaving.orders
+        )
+        leaving.left = max(0, min(leaving.left, abs(holding.net) - out))
+        if leaving.left == 0:
+            return
+        for units in self._book.next_slices(holding.instrument, leaving.left):
+            leaving.left -= units
+            holding.exits_sent += 1
+            order = self._book.order(
+                holding,
+                "exit",
+                closing * units,
+                leaving.reason,
+                leaving.decision_id,
+                holding.exits_sent,
             )
+            leaving.orders.append(order)
+            yield order.placed
+        leaving.next_ns = self._book.next_burst_ns if leaving.left else leaving.next_ns
 
     def note_end(self, holding: Holding, order: Order) -> None:
-        """Take note that an order is done; the next attempt waits a while."""
-        if holding.exit_order is order:
-            holding.exit_order = None
-            if holding.exit is not None:
-                holding.exit.next_ns = self._book.now_ns + self._retry_ns
+        """Take note that an order is done; after one that was not filled the next attempt waits."""
+        leaving = holding.exit
+        if leaving is None or order not in leaving.orders:
+            return
+        leaving.orders.remove(order)
+        if order.left:
+            leaving.left = 0
+        if leaving.left == 0:
+            leaving.next_ns = self._book.now_ns + self._retry_ns
 
     def square_off(self, holding: Holding) -> Iterator[PlaceOrder | CancelOrder | Alert]:
         """Close what is open at the end of the day, or say once why that is not done."""
-        yield from self._book.cancel(holding.entry_order, SQUARE_OFF)
+        yield from self._entering.stop(holding, SQUARE_OFF)
         if not holding.net:
             return
         if not self.is_held_back:

@@ -10,6 +10,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Final, Literal
 
+from actors.instruments import largest_order
+
 View = Literal["long", "short"]
 OptionKind = Literal["CE", "PE"]
 Strategy = Literal["ITM", "ATM", "OTM"]
@@ -112,11 +114,10 @@ def split_quantity(units: int, *, lot_size: int, freeze_quantity: int) -> tuple[
         raise ValueError(f"lot_size must be at least 1 unit, was {lot_size}")
     if units < 1 or units % lot_size:
         raise OrderRefused(f"quantity must be a multiple of the lot {lot_size}, was {units}")
-    largest = (freeze_quantity - 1) // lot_size * lot_size
-    if largest < lot_size:
-        raise OrderRefused(
-            f"the freeze quantity {freeze_quantity} lets no lot of {lot_size} through"
-        )
+    try:
+        largest = largest_order(lot_size, freeze_quantity)
+    except ValueError as error:
+        raise OrderRefused(str(error)) from error
     whole, rest = divmod(units, largest)
     return (largest,) * whole + ((rest,) if rest else ())
 

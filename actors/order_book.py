@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from actors.holding import Holding
+from actors.instruments import Instrument
 from actors.messages import (
     Alert,
     CancelOrder,
@@ -33,6 +34,9 @@ class OrderBook:
 
     def __init__(self, settings: ExecutionSettings) -> None:
         self._timeout_ns = int(settings.order_timeout_seconds * _SECOND_NS)
+        # As many as the gateway takes of entries in a second: a quarter is kept for exits, cancels.
+        rate = settings.max_order_rate_per_second
+        self._burst = rate - rate // 4
         self._orders: dict[str, Order] = {}
         self.now_ns = 0  # market time
 
@@ -71,23 +75,38 @@ class OrderBook:
         self._orders[report.execution_id] = order
         return order
 
-    def place(
+    def next_slices(self, instrument: Instrument, units: int) -> Iterator[int]:
+        """Yield the sizes of the orders that may go out now for so many units.
+
+        Each is below the freeze quantity, and there are no more than the gateway takes in a second.
+        """
+        largest = instrument.largest_order or units
+        for _ in range(self._burst):
+            if units == 0:
+                return
+            size = min(units, largest)
+            units -= size
+            yield size
+
+    @property
+    def next_burst_ns(self) -> int:
+        """Market time from which the gateway takes as many orders again."""
+        return self.now_ns + _SECOND_NS
+
+    def order(
         self,
         holding: Holding,
         purpose: Purpose,
         quantity: int,
         reason: str,
         decision_id: str,
+        number: int,
         intent: OrderIntent | None = None,
-    ) -> PlaceOrder:
-        """Return a new order for signed units, which is the holding's entry or exit from now on."""
-        if purpose == "exit":
-            holding.exits_sent += 1
+    ) -> Order:
+        """Return a new order for signed units; `number` tells it from others of its decision."""
         limit_price = intent.limit_price if intent else None
         placed = PlaceOrder(
-            client_order_id=client_order_id(
-                decision_id, purpose, holding.exits_sent if purpose == "exit" else 0
-            ),
+            client_order_id=client_order_id(decision_id, purpose, number),
             decision_id=decision_id,
             instrument=holding.name,
             side="buy" if quantity > 0 else "sell",
@@ -100,15 +119,11 @@ class OrderBook:
         )
         order = Order(placed, intent, state_ns=self.now_ns)
         self._remember(order)
-        if purpose == "entry":
-            holding.entry_order = order
-        else:
-            holding.exit_order = order
-        return placed
+        return order
 
-    def cancel(self, order: Order | None, reason: str) -> Iterator[CancelOrder]:
+    def cancel(self, order: Order, reason: str) -> Iterator[CancelOrder]:
         """Ask once for an order to be taken back."""
-        if order is None or order.cancel_asked_ns is not None:
+        if order.cancel_asked_ns is not None:
             return
         order.cancel_asked_ns = self.now_ns
         yield CancelOrder(
@@ -120,9 +135,7 @@ class OrderBook:
 
     def chase(self, holding: Holding) -> Iterator[CancelOrder | Alert]:
         """Ask once for an order that has no final answer in time; then call a person."""
-        for order in (holding.entry_order, holding.exit_order):
-            if order is None:
-                continue
+        for order in holding.open_orders:
             asked_ns = order.cancel_asked_ns
             if asked_ns is None:
                 since_ns = order.waits_since_ns

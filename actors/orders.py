@@ -50,7 +50,7 @@ STALE: Final[Mapping[OrderState, frozenset[OrderStatus]]] = {
 """Reports that merely come late, since sockets do not keep their order: no alert is due."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Order:
     """One order, from its placing to the last that was heard of it."""
 
@@ -66,6 +66,11 @@ class Order:
     traded_ns: int | None = None  # first tick of the instrument since the order was taken
     cancel_asked_ns: int | None = None
     is_reported_late: bool = False
+
+    @property
+    def left(self) -> int:
+        """Units whose fills have not come."""
+        return max(0, self.placed.quantity - self.booked)
 
     @property
     def is_done(self) -> bool:

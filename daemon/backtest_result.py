@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from decimal import Decimal
 from hashlib import sha256
@@ -121,7 +121,8 @@ class Ledger:
         self._positions: dict[str, Position] = {}
         self._prices: dict[str, Decimal] = {}
         self._purposes: dict[str, PlaceOrder] = {}
-        self._fills: dict[str, ExecutionReport] = {}  # by instrument: no position heard since
+        # By instrument, oldest first: the fills whose positions have not been heard yet.
+        self._fills: defaultdict[str, deque[ExecutionReport]] = defaultdict(deque)
         self._trades: list[Trade] = []
         self._told = 0  # trades handed out with a bar
         self._values: list[tuple[int, float]] = []
@@ -156,7 +157,7 @@ class Ledger:
             case ExecutionReport():
                 self._hash.update(msgspec.json.encode(message))
                 if message.last_quantity:
-                    self._fills[message.instrument] = message
+                    self._fills[message.instrument].append(message)
             case Position():
                 self._note_position(message)
             case Alert():
@@ -238,9 +239,10 @@ class Ledger:
     def _note_position(self, position: Position) -> None:
         before = self._positions.get(position.instrument)
         self._positions[position.instrument] = position
-        fill = self._fills.pop(position.instrument, None)
-        if fill is None:
+        fills = self._fills[position.instrument]
+        if not fills:
             return
+        fill = fills.popleft()
         order = self._purposes[fill.client_order_id]
         realised = position.realised_pnl - (before.realised_pnl if before else Decimal(0))
         trade = Trade(

@@ -40,6 +40,7 @@ class InstrumentEntry(FileModel):
     lot_size: int = Field(ge=1)
     tick_size: Decimal = Field(gt=0)
     option_premium_range: PremiumRange | None = None
+    freeze_quantity: int | None = Field(default=None, ge=2)
     session: str | None = None
 
     @model_validator(mode="after")
@@ -62,6 +63,7 @@ class InstrumentEntry(FileModel):
             lot_size=self.lot_size,
             tick_size=self.tick_size,
             option_premium_range=self.option_premium_range,
+            freeze_quantity=self.freeze_quantity,
             session=self.session or "",
         )
 

@@ -56,6 +56,7 @@ CATALOGUE = InstrumentCatalogue(
             kind="stock",
             lot_size=1,
             tick_size=Decimal("0.05"),
+            freeze_quantity=601,  # an entry of 2,000 is four orders
         )
     ]
 )

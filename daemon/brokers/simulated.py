@@ -145,6 +145,9 @@ class SimulatedBroker:
                 f"quantity must be a multiple of the lot {instrument.lot_size}, "
                 f"was {order.quantity}"
             )
+        most = instrument.freeze_quantity
+        if most is not None and order.quantity >= most:
+            return f"quantity must be below the freeze quantity {most}, was {order.quantity}"
         if order.instrument not in self._ticks:
             return f"no price of {order.instrument} yet"
         limit = order.limit_price

@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from builders import SECOND_NS
+from builders import SECOND_NS, a_bar, a_fill, a_position, an_order
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_session import (
@@ -27,7 +28,7 @@ from actors.charges import ChargeTable
 from actors.complexity import MarketComplexityActor
 from actors.messages import ACTIONS, Bar, Decision, ExecutionReport, MarketContext, PlaceOrder
 from daemon.backtest import BacktestService, BarProgress, prepare
-from daemon.backtest_result import BacktestResult, max_drawdown_percent, sharpe_ratio
+from daemon.backtest_result import BacktestResult, Ledger, max_drawdown_percent, sharpe_ratio
 from daemon.cli import app
 from daemon.errors import ConfigError, DataError, PartCrashed
 from daemon.replay import Recording
@@ -278,6 +279,29 @@ def test_the_command_prints_one_object_and_shows_progress_on_stderr(tmp_path: Pa
     answer: dict[str, Any] = json.loads(outcome.stdout)
     assert answer["bars"] == BARS
     assert "100%" in outcome.stderr
+
+
+def test_fills_told_together_are_two_trades_with_the_results_of_their_own() -> None:
+    ledger = Ledger(100_000.0, None)
+    first, second = an_order(75), an_order(150, client_order_id="order2")
+    for message in (
+        a_bar(),
+        first,
+        second,
+        a_fill(first, "22000"),
+        a_fill(second, "22010"),
+        a_position(75, realised_pnl=Decimal(-25)),
+        a_position(225, realised_pnl=Decimal(-50)),
+        a_position(225, realised_pnl=Decimal(-50)),  # a stop that moved: no trade
+    ):
+        ledger.note(message)
+
+    _, trades = ledger.close_bar(a_bar())
+
+    assert [(trade.quantity, trade.price, trade.pnl, trade.position) for trade in trades] == [
+        (75, 22000.0, -25.0, 75),
+        (150, 22010.0, -25.0, 225),
+    ]
 
 
 @given(st.lists(st.floats(1.0, 1e9), min_size=1))

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +14,7 @@ from builders import (
     an_order,
 )
 
+from actors.instruments import InstrumentCatalogue
 from actors.messages import ExecutionReport, PlaceOrder
 from daemon.brokers.base import Broker
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
@@ -71,6 +73,17 @@ async def test_a_tick_as_old_as_the_order_does_not_fill_it() -> None:
     broker.on_tick(a_tick("22010", OPEN_NS + 5))
 
     assert [report.status for report in await reports_of(broker)] == ["accepted"]
+
+
+async def test_an_order_of_the_freeze_quantity_is_rejected() -> None:
+    nifty = replace(a_catalogue()["Nifty"], freeze_quantity=150)
+    broker = SimulatedBroker(InstrumentCatalogue([nifty]), SimulationSettings())
+    broker.on_tick(a_tick())
+
+    await broker.place(an_order(75))
+
+    with pytest.raises(BrokerRejected, match="below the freeze quantity 150, was 150"):
+        await broker.place(an_order(150, client_order_id="order2"))
 
 
 async def test_an_order_is_not_filled_by_ticks_of_another_instrument() -> None:
