@@ -174,7 +174,8 @@ class HRMAgent:
     def _cycle(self, state: Any, encoded: Any, convergence: HierarchicalConvergence) -> Any:
         before_ns = self._clock_ns()
         after = self._engine.cycle(state, encoded)
-        convergence.observe(*self._engine.residual(state, after))
+        (h,), (low,) = self._engine.residual(state, after)
+        convergence.observe(float(h), float(low))
         self._cycle_cost.observe(self._clock_ns() - before_ns)
         return after
 

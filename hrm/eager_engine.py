@@ -1,13 +1,13 @@
 """The eager engine: the model as written, the reference that any faster engine is held to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from hrm.convergence import relative_residual
-from hrm.engine import Batch, Reading
+from hrm.engine import Batch, Floats, Reading
 from hrm.model import HierarchicalReasoningModel, ModelInputs, State
 
 SMALLEST_NORMAL = 2.0**-1022  # half of it is a denormal, which a flushing processor turns into zero
@@ -44,11 +44,17 @@ class EagerEngine:
         with _serving():
             return self._model.cycle(state, encoded)
 
-    def residual(self, before: State, after: State) -> tuple[float, float]:
-        """Return the relative residuals of H and of L, the largest over the batch."""
+    def residual(self, before: State, after: State) -> tuple[Floats, Floats]:
+        """Return the relative residuals of H and of L, row by row: [B] each."""
         with _serving():
-            h, low = (relative_residual(b, a).max() for b, a in zip(before, after, strict=True))
-            return float(h), float(low)
+            h, low = (relative_residual(b, a) for b, a in zip(before, after, strict=True))
+            return h.cpu().numpy(), low.cpu().numpy()
+
+    def rows(self, state: State, encoded: Tensor, keep: Sequence[int]) -> tuple[State, Tensor]:
+        """Return what belongs to some rows of a batch, in the order of `keep`."""
+        chosen = list(keep)
+        with _serving():
+            return (state[0][chosen], state[1][chosen]), encoded[chosen]
 
     def read(self, state: State) -> Reading:
         """Read the heads as numpy."""

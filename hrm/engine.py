@@ -4,6 +4,7 @@ An engine is four steps of one decision and keeps nothing between them, so that 
 after any cycle and still hold a state to read. Nothing here imports torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -92,8 +93,14 @@ class Engine(Protocol[Encoded, Thinking]):
         """Return the state one cycle later; the one given stays readable."""
         ...
 
-    def residual(self, before: Thinking, after: Thinking) -> tuple[float, float]:
-        """Return the relative residuals of H and of L, the largest over the batch."""
+    def residual(self, before: Thinking, after: Thinking) -> tuple[Floats, Floats]:
+        """Return the relative residuals of H and of L, row by row: [B] each."""
+        ...
+
+    def rows(
+        self, state: Thinking, encoded: Encoded, keep: Sequence[int]
+    ) -> tuple[Thinking, Encoded]:
+        """Return what belongs to some rows of a batch, in the order of `keep`."""
         ...
 
     def read(self, state: Thinking) -> Reading:

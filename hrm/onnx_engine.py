@@ -4,6 +4,8 @@ Denormals are not flushed: the runtime's switch for it stays on in the thread th
 session, for all of Python's arithmetic too, and no other. States of unit size do not need it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime as ort
 
@@ -44,9 +46,14 @@ class OnnxEngine:
         h, low = self._cycle.run(None, {"h": state[0], "low": state[1], "encoded": encoded})
         return h, low
 
-    def residual(self, before: State, after: State) -> tuple[float, float]:
-        """Return the relative residuals of H and of L, the largest over the batch."""
+    def residual(self, before: State, after: State) -> tuple[Floats, Floats]:
+        """Return the relative residuals of H and of L, row by row: [B] each."""
         return residual(before[0], after[0]), residual(before[1], after[1])
+
+    def rows(self, state: State, encoded: Floats, keep: Sequence[int]) -> tuple[State, Floats]:
+        """Return what belongs to some rows of a batch, in the order of `keep`."""
+        chosen = list(keep)
+        return (state[0][chosen], state[1][chosen]), encoded[chosen]
 
     def read(self, state: State) -> Reading:
         """Read the heads."""

@@ -4,6 +4,7 @@ Nothing here is fast. It follows hrm.model line by line, and the tests hold it t
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,14 @@ class NumpyReference:
         mixed = h + self._linear(low, "core.h_module.from_low")
         return self._stack(mixed, "core.h_module.stack", architecture.h_module), low
 
-    def residual(self, before: State, after: State) -> tuple[float, float]:
-        """Return the relative residuals of H and of L, the largest over the batch."""
+    def residual(self, before: State, after: State) -> tuple[Floats, Floats]:
+        """Return the relative residuals of H and of L, row by row: [B] each."""
         return residual(before[0], after[0]), residual(before[1], after[1])
+
+    def rows(self, state: State, encoded: Floats, keep: Sequence[int]) -> tuple[State, Floats]:
+        """Return what belongs to some rows of a batch, in the order of `keep`."""
+        chosen = list(keep)
+        return (state[0][chosen], state[1][chosen]), encoded[chosen]
 
     def read(self, state: State) -> Reading:
         """Read the heads."""
@@ -155,12 +161,13 @@ def start_state(arrays: Arrays, config: HRMConfig, rows: int) -> State:
     return h, low
 
 
-def residual(before: Floats, after: Floats) -> float:
-    """Return |after - before| / |after|, the largest over the rows of [B, S, D]."""
+def residual(before: Floats, after: Floats) -> Floats:
+    """Return |after - before| / |after| for each row of [B, S, D]."""
     axes = (1, 2)
     change = np.sqrt(np.square(after - before, dtype=np.float64).sum(axes))
     size = np.sqrt(np.square(after, dtype=np.float64).sum(axes))
-    return float((change / np.maximum(size, 1e-12)).max())
+    ratio: Floats = (change / np.maximum(size, 1e-12)).astype(np.float32)
+    return ratio
 
 
 def _drawn_batch(config: HRMConfig) -> Batch:

@@ -58,6 +58,7 @@ class TimedEngine:
         self._cycle_ms = cycle_ms
         self.start = self._engine.start
         self.residual = self._engine.residual
+        self.rows = self._engine.rows
 
     def encode(self, batch: Batch) -> Tensor:
         self._clock.advance(self._encode_ms)
