@@ -232,7 +232,10 @@ class ExecutionActor(Actor[Input, Output]):
         self._begin_day()
         for holding in self._holdings.values():
             if holding.net or holding.entry:
-                phase = self._calendar.phase(holding.instrument.session, self._book.now_ns)
+                instrument = holding.instrument
+                phase = self._calendar.phase(
+                    instrument.session, self._book.now_ns, instrument.expiry
+                )
                 if phase in ("square_off", "closed"):
                     yield from self._leaving.square_off(holding)
                 yield from self._leaving.tell_if_late(holding)

@@ -8,6 +8,7 @@ says units.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from difflib import get_close_matches
 from typing import Final, Literal
@@ -41,6 +42,7 @@ class Instrument:
     tick_size: Decimal
     option_premium_range: PremiumRange | None = None  # fractions of the index price
     freeze_quantity: int | None = None  # units; the exchange rejects an order of more
+    expiry: date | None = None  # last trading day of a contract
     session: str = field(default="")  # market of sessions.yaml; derived when empty
 
     def __post_init__(self) -> None:
@@ -68,6 +70,11 @@ class Instrument:
     def exchange(self) -> str:
         """Exchange code of the broker's symbol: NSE, BSE, FX, US."""
         return self.exchange_symbol.partition(":")[0]
+
+    @property
+    def is_contract(self) -> bool:
+        """Whether it is a future or an option, which has a last trading day."""
+        return self.exchange_symbol.endswith(("FUT", "CE", "PE"))
 
     @property
     def price_segment(self) -> str | None:

@@ -140,7 +140,8 @@ class Leaving:
         if not holding.net or holding.is_told_late:
             return
         now_ns = self._book.now_ns
-        interval = self._calendar.interval(holding.instrument.session, now_ns)
+        instrument = holding.instrument
+        interval = self._calendar.interval(instrument.session, now_ns, instrument.expiry)
         if interval is None or now_ns < interval.flat_by_ns:
             return
         holding.is_told_late = True

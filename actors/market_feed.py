@@ -65,6 +65,7 @@ class MarketFeedActor(Actor[Input, Output]):
                 length_ns,
                 segment if segment in calendar.segments else None,
                 instrument.exchange_symbol,
+                instrument.expiry,
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -127,6 +128,12 @@ class MarketFeedActor(Actor[Input, Output]):
             return "out of order", f"dated {tick.event_ns}, before the one at {last.event_ns}"
         return None
 
+    def _days_to_expiry(self, feed: "_Feed", at_ns: int) -> int | None:
+        """Count the days to the instrument's own last one, or to that of the options on it."""
+        if feed.expiry is None:
+            return self._calendar.days_to_expiry(feed.underlying, at_ns)
+        return max(0, (feed.expiry - self._calendar.session_key(feed.market, at_ns)).days)
+
     def _is_over(self, feed: "_Feed", tick_ns: int) -> bool:
         """Tell whether the bar of this tick ended before the present market time."""
         if self._now_ns is None:
@@ -143,7 +150,7 @@ class MarketFeedActor(Actor[Input, Output]):
                 open_ns=open_ns,
                 close_ns=close_ns,
                 is_continuous=self._is_continuous(feed, open_ns, close_ns),
-                days_to_expiry=self._calendar.days_to_expiry(feed.underlying, open_ns),
+                days_to_expiry=self._days_to_expiry(feed, open_ns),
                 open=tick.last_price,
                 high=tick.last_price,
                 low=tick.last_price,
@@ -279,6 +286,7 @@ class _Feed:
     bar_ns: int
     segment: str | None  # where its prices come about
     underlying: str  # the broker's name
+    expiry: date | None  # of the instrument itself
     bar: _OpenBar | None = None
     closed_until_ns: int = 0
     last: Tick | None = None  # the last tick believed

@@ -217,6 +217,9 @@ class RiskLimits(ActorSettings):
     min_confidence: Fraction = 0.35
     """Probability of the action that an entry needs. Three actions are allowed without a position,
     so a third is a blind guess."""
+    min_days_to_expiry: int = Field(default=0, ge=0, le=60)
+    """Days that a future or an option must still have when it is entered; 0: on its last day too,
+    until `last_day` of sessions.yaml. Contracts on shares are delivered: there, 1 or more."""
     max_decision_age_seconds: float = Field(default=30.0, gt=0.0, le=3600.0)
     """Market time from the close of the bar that was decided on to the check by risk."""
 

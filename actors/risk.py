@@ -297,8 +297,18 @@ class RiskActor(Actor[Input, Output]):
         is_covered = self._calendar.is_covered(instrument.session, now_ns)
         value = "covered" if is_covered else "holidays of this day are not known"
         yield RuleResult("calendar horizon", is_covered, value, "covered")
-        phase = self._calendar.phase(instrument.session, now_ns)
+        phase = self._calendar.phase(instrument.session, now_ns, instrument.expiry)
         yield RuleResult("session phase", phase == "open", phase, "open")
+        if instrument.is_contract:
+            yield self._expiry_rule(instrument, now_ns)
+
+    def _expiry_rule(self, instrument: Instrument, now_ns: int) -> RuleResult:
+        least = self._limits.min_days_to_expiry
+        limit = f"at least {least} days"
+        if instrument.expiry is None:
+            return RuleResult("days to expiry", False, "not known", limit)
+        left = (instrument.expiry - self._exposure.session_day(instrument, now_ns)).days
+        return RuleResult("days to expiry", left >= least, str(left), limit)
 
     def _decision_rules(
         self, decision: Decision, instrument: Instrument, given: GivenLevels

@@ -71,7 +71,14 @@ class SessionDay:
     end_ns: int
     is_covered: bool
     intervals: tuple[Interval, ...]
+    last_intervals: tuple[Interval, ...]  # of contracts that expire on this date
     special: str | None = None
+
+    def intervals_of(self, expiry: date | None) -> tuple[Interval, ...]:
+        """Return the trading of what expires on a date; None: of what does not expire."""
+        if expiry is None or expiry > self.key:
+            return self.intervals
+        return self.last_intervals if expiry == self.key else ()
 
 
 class SessionCalendar:
@@ -105,21 +112,25 @@ class SessionCalendar:
         """Names of all segments; none in the plan of an old recording."""
         return tuple(self._table.segments)
 
-    def phase(self, exchange: str, now_ns: int) -> Phase:
-        """Tell what is allowed: nothing, everything, exits only, or closing what is open."""
+    def phase(self, exchange: str, now_ns: int, expiry: date | None = None) -> Phase:
+        """Tell what is allowed: nothing, everything, exits only, or closing what is open.
+
+        expiry: last trading day of a contract, whose hours end earlier on it, and for ever after.
+        """
         day = self._day_at(exchange, now_ns)
-        for interval in day.intervals:
+        for interval in day.intervals_of(expiry):
             if interval.open_ns <= now_ns < interval.close_ns:
                 phase = interval.phase(now_ns)
                 return "exits_only" if phase == "open" and not day.is_covered else phase
         return "closed"
 
-    def interval(self, exchange: str, now_ns: int) -> Interval | None:
+    def interval(self, exchange: str, now_ns: int, expiry: date | None = None) -> Interval | None:
         """Return the stretch of trading that holds this instant; None while the market is closed.
 
-        In a market around the clock a stretch ends with the day and the next follows at once.
+        expiry: as for `phase`. In a market around the clock a stretch ends with the day and the
+        next follows at once.
         """
-        for interval in self._day_at(exchange, now_ns).intervals:
+        for interval in self._day_at(exchange, now_ns).intervals_of(expiry):
             if interval.open_ns <= now_ns < interval.close_ns:
                 return interval
         return None
@@ -298,6 +309,10 @@ class SessionCalendar:
                 self._interval(exchange, key, hours)
                 for hours in _hours_of_day(market, calendar, key)
             ),
+            last_intervals=tuple(
+                self._interval(exchange, key, _on_last_day(hours))
+                for hours in _hours_of_day(market, calendar, key)
+            ),
             special=calendar.special_sessions[key].name
             if key in calendar.special_sessions
             else None,
@@ -343,6 +358,12 @@ def timeframe_minutes(timeframe: str | int) -> int:
 def _regular_hours(market: Market, key: date) -> tuple[RegularHours, ...]:
     """Return the hours of a normal day at that date: one set, or none before the first."""
     return tuple(hours for hours in market.hours if hours.effective_from <= key)[-1:]
+
+
+def _on_last_day(hours: IntervalHours) -> IntervalHours:
+    """Return the hours as they are for a contract that expires on the day."""
+    last = hours.last_day if isinstance(hours, RegularHours) else None
+    return hours if last is None else hours.model_copy(update=dict(last))
 
 
 def _hours_of_day(market: Market, calendar: TradingDays, key: date) -> tuple[IntervalHours, ...]:

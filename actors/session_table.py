@@ -100,12 +100,31 @@ class IntervalHours(_Table):
         return False
 
 
+class LastDay(_Table):
+    """What ends earlier on the last trading day of a contract, in local wall time."""
+
+    entries_until: LocalTime
+    square_off: LocalTime
+    flat_by: LocalTime
+
+    @model_validator(mode="after")
+    def _times_come_in_order(self) -> Self:
+        if not self.entries_until <= self.square_off <= self.flat_by:
+            raise ValueError(
+                f"last_day: entries_until {self.entries_until:%H:%M}, square_off "
+                f"{self.square_off:%H:%M} and flat_by {self.flat_by:%H:%M} must come in that order"
+            )
+        return self
+
+
 class RegularHours(IntervalHours):
     """The hours of a normal day, from a date on."""
 
     effective_from: CalendarDate
     confirmed: bool = True
     """False: nobody has read the circular. Days with such hours are not covered."""
+    last_day: LastDay | None = None
+    """For contracts that expire on the day; without it the hours are those of any other day."""
     opens_day_before: bool = False
     """The open is on the calendar day before: a market that trades around the clock."""
     square_off_on: tuple[Weekday, ...] = WEEKDAYS
@@ -114,6 +133,22 @@ class RegularHours(IntervalHours):
     def is_overnight(self) -> bool:
         """Tell whether the open is on the calendar day before."""
         return self.opens_day_before
+
+    @model_validator(mode="after")
+    def _last_day_is_no_later(self) -> Self:
+        if self.last_day is None:
+            return self
+        for name, latest in (
+            ("entries_until", self.entries_until),
+            ("square_off", self.square_off),
+            ("flat_by", self.flat_by or self.close),
+        ):
+            if getattr(self.last_day, name) > latest:
+                raise ValueError(
+                    f"last_day: {name} {getattr(self.last_day, name):%H:%M} must not be after that "
+                    f"of other days, {latest:%H:%M}"
+                )
+        return self
 
 
 class SpecialSession(_Table):

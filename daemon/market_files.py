@@ -13,6 +13,7 @@ from actors.charges import ChargeTable
 from actors.instruments import Instrument, InstrumentCatalogue, InstrumentKind, PremiumRange
 from actors.policies import ComplexityCoefficients, EventSettings
 from actors.session import SessionTable, timeframe_minutes
+from actors.session_table import CalendarDate
 from daemon.config_files import Problems, read_document, validated
 
 INSTRUMENTS_FILE: Final = "instruments.yaml"
@@ -41,6 +42,7 @@ class InstrumentEntry(FileModel):
     tick_size: Decimal = Field(gt=0)
     option_premium_range: PremiumRange | None = None
     freeze_quantity: int | None = Field(default=None, ge=2)
+    expiry: CalendarDate | None = None
     session: str | None = None
 
     @model_validator(mode="after")
@@ -64,6 +66,7 @@ class InstrumentEntry(FileModel):
             tick_size=self.tick_size,
             option_premium_range=self.option_premium_range,
             freeze_quantity=self.freeze_quantity,
+            expiry=self.expiry,
             session=self.session or "",
         )
 

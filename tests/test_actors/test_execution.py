@@ -1,3 +1,4 @@
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from actors.charges import ChargeTable
 from actors.execution import ExecutionActor
+from actors.instruments import Instrument, InstrumentCatalogue
 from actors.messages import (
     FINAL_STATUSES,
     Alert,
@@ -876,6 +878,33 @@ def test_old_orders_are_forgotten() -> None:
         outputs_of(execution, a_report(order, "rejected"))
 
     assert len(execution._book) == 4096
+
+
+def test_a_contract_is_squared_off_earlier_on_its_last_day() -> None:
+    table = a_calendar().table.model_dump(mode="json", exclude_none=True)
+    (hours,) = table["markets"]["NSE"]["hours"]
+    hours["last_day"] = {"entries_until": "14:00", "square_off": "14:45", "flat_by": "15:00"}
+    future = Instrument(
+        symbol="Nifty",
+        name="Nifty future",
+        exchange_symbol="NSE:NIFTY24MARFUT",
+        kind="stock",
+        lot_size=75,
+        tick_size=Decimal("0.05"),
+        expiry=date(2024, 3, 18),
+    )
+    execution = ExecutionActor(
+        ExecutionSettings(),
+        InstrumentCatalogue([future]),
+        SessionCalendar(SessionTable.model_validate(table)),
+    )
+    entered(execution)
+
+    before = outputs_of(execution, a_time(OPEN_NS + 330 * MINUTE_NS - 1))
+    at = outputs_of(execution, a_time(OPEN_NS + 330 * MINUTE_NS))
+
+    assert orders_of(before) == []
+    assert the_order(at).reason == "SQUARE_OFF"
 
 
 # Promises

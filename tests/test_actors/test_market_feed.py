@@ -1,7 +1,7 @@
 """The market feed: which ticks make which bars, which are refused, and when silence is news."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -21,7 +21,7 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.instruments import UnknownInstrument
+from actors.instruments import Instrument, InstrumentCatalogue, UnknownInstrument
 from actors.market_feed import ANY_UNKNOWN, MarketFeedActor
 from actors.messages import Alert, Bar, Message, RefusedTick, Tick, TimeEvent
 from actors.policies import FeedSettings
@@ -560,3 +560,26 @@ def test_a_bar_carries_the_days_to_expiry_of_its_day() -> None:
     outputs = outputs_of(feed, a_tick(at_ns=open_ns), a_time(open_ns + BAR_NS))
 
     assert bars_of(outputs)[0].days_to_expiry == 5  # Monday: Tuesday the 24th is a holiday
+
+
+def test_a_contract_counts_the_days_to_its_own_expiry() -> None:
+    moment = datetime(2026, 11, 18, 11, 0, tzinfo=ZoneInfo("Asia/Kolkata"))
+    open_ns = int(moment.timestamp()) * SECOND_NS
+    future = Instrument(
+        symbol="Nifty_Dec",
+        name="Nifty future",
+        exchange_symbol="NSE:NIFTY26DECFUT",
+        kind="stock",
+        lot_size=65,
+        tick_size=Decimal("0.10"),
+        expiry=date(2026, 12, 29),
+    )
+    feed = MarketFeedActor(
+        FeedSettings(), InstrumentCatalogue([future]), load_sessions(None), {"Nifty_Dec": "5"}
+    )
+
+    outputs = outputs_of(
+        feed, a_tick(instrument="Nifty_Dec", at_ns=open_ns), a_time(open_ns + BAR_NS)
+    )
+
+    assert bars_of(outputs)[0].days_to_expiry == 41

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -34,7 +35,24 @@ CATALOGUE = a_catalogue().extended(
             lot_size=1,
             tick_size=Decimal("0.05"),
             session="NSE",
-        )
+        ),
+        Instrument(
+            symbol="Nifty_Mar",
+            name="Nifty future",
+            exchange_symbol="NSE:NIFTY24MARFUT",
+            kind="stock",
+            lot_size=1,
+            tick_size=Decimal("0.05"),
+            expiry=date(2024, 3, 20),
+        ),
+        Instrument(
+            symbol="Nifty_Apr",
+            name="Nifty future without a date",
+            exchange_symbol="NSE:NIFTY24APRFUT",
+            kind="stock",
+            lot_size=1,
+            tick_size=Decimal("0.05"),
+        ),
     ]
 )
 
@@ -595,3 +613,44 @@ def test_the_same_messages_give_the_same_outputs() -> None:
     ]
 
     assert outputs_of(a_risk(), *messages) == outputs_of(a_risk(), *messages)
+
+
+# Contracts
+
+
+@pytest.mark.parametrize(
+    ("day", "least", "reason"),
+    [
+        (0, 0, "within limits"),
+        (2, 0, "within limits"),  # its last day
+        (1, 2, "days to expiry: 1, allowed: at least 2 days"),
+        (2, 1, "days to expiry: 0, allowed: at least 1 days"),
+        (3, 0, "session phase: closed, allowed: open"),  # it has expired
+    ],
+)
+def test_a_contract_is_entered_while_it_has_days_left(day: int, least: int, reason: str) -> None:
+    now_ns = OPEN_NS + day * DAY_NS
+    risk = a_released_risk(now_ns, min_days_to_expiry=least)
+
+    outputs = outputs_of(risk, a_decision(instrument="Nifty_Mar", at_ns=now_ns))
+
+    assert the_verdict(outputs).reason == reason
+    assert len(intents_of(outputs)) == (reason == "within limits")
+
+
+def test_a_contract_without_a_known_expiry_is_not_entered() -> None:
+    risk = a_released_risk()
+
+    verdict = the_verdict(outputs_of(risk, a_decision(instrument="Nifty_Apr")))
+
+    assert verdict.reason == "days to expiry: not known, allowed: at least 0 days"
+
+
+def test_a_contract_is_left_on_its_last_day() -> None:
+    now_ns = OPEN_NS + 2 * DAY_NS
+    risk = a_released_risk(now_ns, min_days_to_expiry=5)
+    outputs_of(risk, a_position(10, instrument="Nifty_Mar", updated_ns=now_ns))
+
+    outputs = outputs_of(risk, a_decision("CLOSE_LONG", instrument="Nifty_Mar", at_ns=now_ns))
+
+    assert intents_of(outputs)[0].quantity == -10

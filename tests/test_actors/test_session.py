@@ -532,3 +532,54 @@ def test_a_session_that_opens_as_it_closes_is_refused() -> None:
 
     with pytest.raises(ValidationError, match="open 09:15 must be before close 09:15"):
         SessionTable.model_validate(table)
+
+
+# The last day of a contract
+
+
+@pytest.mark.parametrize(
+    ("at", "phase"),
+    [
+        ("2026-08-10 14:30:00", "open"),  # the day before
+        ("2026-08-11 09:15:00", "open"),
+        ("2026-08-11 13:59:59", "open"),
+        ("2026-08-11 14:00:00", "exits_only"),
+        ("2026-08-11 14:45:00", "square_off"),
+        ("2026-08-11 15:39:59", "square_off"),
+        ("2026-08-12 11:00:00", "closed"),  # it has expired
+    ],
+)
+def test_on_its_last_day_a_contract_is_left_earlier(at: str, phase: Phase) -> None:
+    assert CALENDAR.phase("NSE", india(at), date(2026, 8, 11)) == phase
+
+
+def test_on_the_last_day_a_person_is_called_earlier() -> None:
+    last = CALENDAR.interval("NSE", india("2026-08-11 11:00"), date(2026, 8, 11))
+    other = CALENDAR.interval("NSE", india("2026-08-11 11:00"))
+
+    assert last is not None
+    assert other is not None
+    assert last.flat_by_ns == india("2026-08-11 15:00")
+    assert last.close_ns == other.close_ns == india("2026-08-11 15:40")
+
+
+def test_a_special_session_keeps_its_hours_on_a_last_day() -> None:
+    drill = india("2024-05-18 09:30")
+
+    assert CALENDAR.phase("NSE", drill, date(2024, 5, 18)) == CALENDAR.phase("NSE", drill)
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        (("15:16", "15:17", "15:18"), "must not be after that of other days, 15:15"),
+        (("14:00", "13:00", "15:00"), "must come in that order"),
+    ],
+)
+def test_a_last_day_that_ends_later_or_out_of_order_is_refused(
+    times: tuple[str, str, str], why: str
+) -> None:
+    last_day = dict(zip(("entries_until", "square_off", "flat_by"), times, strict=True))
+
+    with pytest.raises(ValidationError, match=why):
+        SessionTable.model_validate(changed(("markets", "NSE", "hours", 0, "last_day"), last_day))

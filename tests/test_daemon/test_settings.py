@@ -377,9 +377,7 @@ def test_all_problems_of_all_files_come_in_one_error(config: Path) -> None:
     instruments = config / "instruments.yaml"
     instruments.write_text(instruments.read_text("utf-8").replace("lot_size: 35", "lot_size: 0"))
     sessions = config / "sessions.yaml"
-    sessions.write_text(
-        sessions.read_text("utf-8").replace('entries_until: "14:00"', 'entries_until: "16:30"')
-    )
+    sessions.write_text(sessions.read_text("utf-8").replace('l: "14:00"\n', 'l: "16:30"\n'))
 
     text = refusal(
         config,
