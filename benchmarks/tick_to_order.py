@@ -40,6 +40,7 @@ from daemon.embedded_redis import EmbeddedRedis
 from daemon.kill_switch import KillSwitchLatch
 from daemon.live import LiveTradingService
 from daemon.logs import configure_logs
+from daemon.paper_venue import paper_venue
 from daemon.plan import MarketPlan, SessionPlan, versions
 from daemon.replay import Recording
 from daemon.session_files import begin_session, check_model
@@ -313,7 +314,7 @@ async def run(quick: bool) -> dict[str, Any]:
                 plan,
                 state_dir=state_dir,
                 folder=folder,
-                market=market,
+                open_venue=paper_venue(plan, market),
                 lock_step=False,
                 isolated=("reasoning",),
                 log_level="INFO",

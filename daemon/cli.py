@@ -41,6 +41,7 @@ from daemon.settings import (
 from daemon.simulate_command import simulate_broker
 from daemon.synth_command import synth
 from daemon.trace import trace as trace_order
+from daemon.venue import BrokerName
 from daemon.wiring import graph
 from hrm.manifest import IntegrityError
 
@@ -80,6 +81,10 @@ End = Annotated[
     datetime | None, typer.Option("--end", formats=["%Y-%m-%d"], help="Last day, included.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Draws the order of ticks within candles.")]
+BrokerOf = Annotated[
+    BrokerName | None,
+    typer.Option("--broker", help="simulated, or fyers-sim: our Fyers client on a simulator."),
+]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the latch and the recording.")]
 
 
@@ -163,13 +168,14 @@ def demo(
     duration: Duration = None,
     processes: Processes = False,
     seed: Seed = 1,
+    broker: BrokerOf = None,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Paper-trade real candles in a fresh session with a live view, and report."""
     where = _setting(config, state, speed, data or [], instrument or [], (start, end))
-    _print(_run(run_demo(where, Options(duration, processes, seed))), as_json)
+    _print(_run(run_demo(where, Options(duration, processes, seed, broker))), as_json)
 
 
 @app.command()

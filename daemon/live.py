@@ -1,23 +1,23 @@
 """*LiveTradingService*: one trading session, built out of its plan and run to its end.
 
-Everything is built here and handed in by constructor: bus, latch, broker, gateway, runners or
-processes, market data, recording. What is traded, and when, is for the actors to say.
+Everything is built here and handed in by constructor: bus, latch, gateway, runners or processes,
+recording; the account and its market data come as a venue. What is traded, and when, is for the
+actors to say.
 """
 
 import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from actors.messages import Alert, Heartbeat, KillSwitch
+from actors.messages import Alert, Heartbeat, KillSwitch, Position
 from daemon import reconciliation
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
-from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
 from daemon.bus import Bus, Entry
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, TraderError
@@ -33,7 +33,8 @@ from daemon.reconciler import Reconciler
 from daemon.redis_bus import RedisBus
 from daemon.statistics import SessionStatistics
 from daemon.supervisor import ActorProcess, Part, Supervisor
-from daemon.tick_source import MarketEvent, TickSource, until_quiet
+from daemon.tick_source import TickSource, until_quiet
+from daemon.venue import Books, OpenVenue
 from daemon.wiring import INPUT_STREAMS, NAMES, Workshop, on_crash
 
 _POLL_S = 0.02
@@ -60,7 +61,7 @@ class LiveTradingService:
         *,
         state_dir: Path,
         folder: Path,
-        market: AsyncIterable[MarketEvent],
+        open_venue: OpenVenue,
         lock_step: bool,
         isolated: Collection[str],
         log_level: str,
@@ -73,7 +74,7 @@ class LiveTradingService:
         self._settings = self._workshop.settings
         self._state_dir = state_dir
         self._folder = folder
-        self._market = market
+        self._open_venue = open_venue
         self._lock_step = lock_step
         self._isolated = frozenset(isolated)
         self._log_level = log_level
@@ -138,26 +139,19 @@ class LiveTradingService:
         )
         outbox = await Outbox(self._folder / "outbox.sqlite").open()
         stack.push_async_callback(outbox.close)
-        broker = SimulatedBroker(
-            self._workshop.catalogue,
-            SimulationSettings(
-                slippage_ticks=self._settings.execution.slippage_ticks,
-                slippage_bps=self._settings.execution.slippage_bps,
-            ),
-            self._workshop.calendar,
-            # It lives in memory: after a restart it begins with what was filled before.
-            (await outbox.ledger()).positions,
+        venue = await stack.enter_async_context(self._open_venue(outbox, control.publish))
+        source = TickSource(
+            venue.events, bus, on_tick=venue.on_tick, is_repeatable=venue.is_repeatable
         )
-        source = TickSource(self._market, bus, on_tick=broker.on_tick)
         gateway = OrderGateway(
             bus,
-            broker,
+            venue.broker,
             outbox,
             latch,
             clock_ns=lambda: source.now_ns,
             max_order_rate_per_second=self._settings.execution.max_order_rate_per_second,
             reconciler=Reconciler(
-                broker,
+                venue.broker,
                 outbox,
                 [market.instrument for market in self._plan.markets],
                 real_ns=time.time_ns,
@@ -166,7 +160,7 @@ class LiveTradingService:
             announce=control.publish,
         )
         if self._lock_step:
-            source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle)
+            source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle, venue.is_idle)
         self._bus, self._source = bus, source
         journal = Journal(
             bus,
@@ -180,6 +174,11 @@ class LiveTradingService:
         async def crashed(name: str, reason: str) -> None:
             await self._crashed(control, latch, name, reason)
 
+        async def positions() -> dict[str, Position]:
+            latest = await bus.latest(Position.stream)
+            messages = (envelope.message for envelope in latest.values())
+            return {one.instrument: one for one in messages if isinstance(one, Position)}
+
         def supervise(*parts: Part) -> Supervisor:
             return Supervisor(parts, crashed, monotonic_s=time.monotonic)
 
@@ -191,14 +190,17 @@ class LiveTradingService:
         actors = [self._actor(name, bus, url, latch) for name in NAMES]
         # Left from the inside out: feed, actors, recording. What the actors still say while they
         # stop belongs to the recording.
-        async with supervise(journal, housekeeping):
+        async with supervise(journal, housekeeping, *venue.parts):
             async with supervise(*actors, gateway):
                 await self._until_ready(bus)
                 await housekeeping.announce_latch()
                 self._on_ready()
-                async with supervise(source, *news):
+                async with supervise(source, *venue.feeds, *news):
                     stopped_by = await self._until_done(source, duration_s)
                 drained = await self._drain(bus, gateway)
+                concluded = await venue.conclude(
+                    Books(gateway=gateway, outbox=outbox, positions=positions)
+                )
             await journal.catch_up()
         lost = journal.lost + journal.unhandled(INPUT_STREAMS)
         records = journal.close(seal=self._seals(stopped_by))
@@ -209,6 +211,7 @@ class LiveTradingService:
             "drained": drained,
             "recording": str(self._folder),
             "records": records,
+            **concluded,
         }
 
     def _note(self, entry: Entry) -> None:

@@ -9,21 +9,22 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from actors.instruments import InstrumentCatalogue
 from actors.session import SessionCalendar
-from daemon.candle_path import market_events, paced
+from daemon.candle_path import market_events
 from daemon.clock import Clock
 from daemon.errors import ConfigError, TraderError
+from daemon.fyers_sim_venue import fyers_sim_venue
 from daemon.health import ServiceManager
 from daemon.history import Candle
 from daemon.kill_switch import KillSwitchLatch
 from daemon.live import LiveTradingService
 from daemon.live_view import LiveView
 from daemon.logs import configure_logs
+from daemon.paper_venue import paper_venue, replayed
 from daemon.plan import SessionPlan
 from daemon.redis_bus import RedisBus
 from daemon.session_files import (
@@ -36,10 +37,10 @@ from daemon.session_files import (
 )
 from daemon.settings import Settings
 from daemon.tick_source import MarketEvent
+from daemon.venue import BrokerName, OpenVenue
 from daemon.wiring import NAMES
 
 _KEPT_DEMOS = 5
-_EVENTS_AT_ONCE = 256
 _LOCK_NAME = "daemon.lock"
 
 
@@ -50,6 +51,7 @@ class Options:
     duration_s: float | None
     every_actor_isolated: bool
     seed: int
+    broker: BrokerName | None = None  # None: what suits the command
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Setting:
 
 async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
     """Run a session in a state folder of its own, released from the start; keep the last five."""
+    options = replace(options, broker=options.broker or _demo_broker(where))
     demos = where.settings.session.state_dir / "demo"
     _make(demos)
     # A prefix of its own: a configured server may carry a daemon's session at the same time.
@@ -90,7 +93,13 @@ async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
             await bus.close()
     for old in sorted(demos.iterdir())[:-_KEPT_DEMOS]:
         shutil.rmtree(old, ignore_errors=True)
-    return _facts(plan) | summary | {"state_dir": str(state_dir)}
+    return _facts(plan) | {"broker": options.broker} | summary | {"state_dir": str(state_dir)}
+
+
+def _demo_broker(where: Setting) -> BrokerName:
+    """Return the simulated Fyers, unless an index is to be traded: no exchange takes its orders."""
+    kinds = {where.catalogue[market.instrument].kind for market in where.markets}
+    return "simulated" if "index" in kinds else "fyers-sim"
 
 
 async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _service(
         plan,
         state_dir=state_dir,
         folder=folder,
-        market=_events(where, plan, lambda: service.published),
+        open_venue=_venue(where, options, plan, folder, lambda: service.published),
         lock_step=plan.speed == "max",
         isolated=NAMES if options.every_actor_isolated else ("reasoning",),
         log_level=where.settings.logging.level,
@@ -174,22 +183,24 @@ def _service(
     return service
 
 
-async def _events(
+def _venue(
+    where: Setting,
+    options: Options,
+    plan: SessionPlan,
+    folder: Path,
+    published: Callable[[], int],
+) -> OpenVenue:
+    if options.broker == "fyers-sim":
+        speed = _speed(plan.speed)
+        return fyers_sim_venue(plan, where.markets, where.clock, folder, speed)
+    return paper_venue(plan, _replayed(where, plan, published))
+
+
+def _replayed(
     where: Setting, plan: SessionPlan, published: Callable[[], int]
 ) -> AsyncIterator[MarketEvent]:
-    """Yield the candles of the plan as ticks, at its pace; what is published already at once."""
-    events = played(where, plan)
-    # Asked when the first event is wanted: by then the tick source knows where the bus stands.
-    for number, event in enumerate(islice(events, published())):
-        yield event
-        if number % _EVENTS_AT_ONCE == 0:
-            await asyncio.sleep(0)
     bar_ns = min(market.table.bar_ns for market in where.markets)
-    async for event in paced(
-        events, _speed(plan.speed), where.clock.sleep, where.clock.monotonic_ns, bar_ns=bar_ns
-    ):
-        yield event
-        await asyncio.sleep(0)
+    return replayed(played(where, plan), _speed(plan.speed), published, where.clock, bar_ns=bar_ns)
 
 
 def played(where: Setting, plan: SessionPlan) -> Iterator[MarketEvent]:

@@ -4,7 +4,7 @@ Where they come from (candles played as ticks, a broker's socket) is the source'
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -25,11 +25,12 @@ class TickSource:
     """Publish market events in order; after an outage or a restart go on where the bus stands.
 
     `events` yields the same events from the first one on, each time a session is begun or resumed:
-    as many as the session already holds are passed over. It is read once, ahead of the bus by one
+    as many as the session already holds are passed over. A feed that cannot be repeated goes on
+    with what comes next (`is_repeatable` False). `events` is read once, ahead of the bus by one
     batch at most, and what is waiting is published together; `run` after a crash goes on with what
     is in hand. `on_tick` sees every tick once, before it is published, also those passed over.
-    With `wait_until_quiet` events go out one by one, and the next one waits until everything has
-    followed from the one before (lock step).
+    With `wait_until_quiet` events are read and go out one by one, and the next one waits until
+    everything has followed from the one before (lock step).
     """
 
     name = "tick_source"
@@ -40,7 +41,9 @@ class TickSource:
         bus: Bus,
         *,
         on_tick: Callable[[Tick], None] = lambda _: None,
+        is_repeatable: bool = True,
     ) -> None:
+        self._is_repeatable = is_repeatable
         self._events = events
         self._bus = bus
         self._on_tick = on_tick
@@ -50,6 +53,7 @@ class TickSource:
         self._handover: Handover[MarketEvent] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._in_hand: Sequence[MarketEvent] = ()
+        self._is_done = asyncio.Event()  # nothing is in hand: in lock step the next may be read
         self._seen = 0  # of those in hand, how many `on_tick` has had
         self._taken = 0  # events taken from the source, those in hand included
         self.finished = asyncio.Event()  # the source has no more events
@@ -94,6 +98,8 @@ class TickSource:
         """Publish each event exactly once, until the source ends or the bus is lost."""
         publisher = await self._bus.publisher(self.name, [Tick.stream, TimeEvent.stream])
         self.published = publisher.sequence  # also what had arrived when only the answer was lost
+        if not (self._is_repeatable or self._taken):
+            self._taken = self.published
         try:
             while await self._take():
                 fresh = self._in_hand[max(len(self._in_hand) - self._taken + self.published, 0) :]
@@ -104,6 +110,7 @@ class TickSource:
                     if self.wait_until_quiet:
                         await self.wait_until_quiet()
                 self._in_hand = ()
+                self._is_done.set()
             self.finished.set()
             await self._stopping.wait()
         finally:
@@ -113,8 +120,10 @@ class TickSource:
         """Have events in hand that were seen, those of before or else the next; False behind the
         last."""
         if self._handover is None:  # not before: the source may ask how many are to be passed over
-            self._handover = Handover(1 if self.wait_until_quiet else _MOST_AT_ONCE)
-            self._reading = asyncio.create_task(self._handover.read(self._events))
+            in_step = self.wait_until_quiet is not None
+            self._handover = Handover(1 if in_step else _MOST_AT_ONCE)
+            events = self._in_step() if in_step else self._events
+            self._reading = asyncio.create_task(self._handover.read(events))
         if not self._in_hand:
             self._in_hand = await self._handover.take()
             self._taken += len(self._in_hand)
@@ -124,6 +133,13 @@ class TickSource:
                 self._on_tick(event)
             self._seen += 1
         return bool(self._in_hand)
+
+    async def _in_step(self) -> AsyncIterator[MarketEvent]:
+        """Yield events; a source that moves a market must not do so before it is its turn."""
+        async for event in self._events:
+            self._is_done.clear()
+            yield event
+            await self._is_done.wait()
 
 
 async def until_quiet(bus: Bus, *edges: Callable[[], bool]) -> None:

@@ -136,6 +136,35 @@ async def test_a_restart_goes_on_behind_what_the_session_holds(bus: UnreliableBu
     assert second.published == 9
 
 
+async def test_in_lock_step_the_source_is_not_read_ahead(bus: UnreliableBus) -> None:
+    moved: list[int] = []
+    seen: list[list[int]] = []
+
+    async def market() -> AsyncIterator[MarketEvent]:
+        for number in range(1, 4):
+            moved.append(number)
+            yield an_event(number)
+
+    async def quiet() -> None:
+        await asyncio.sleep(0.005)
+        seen.append(list(moved))
+
+    source = TickSource(market(), bus)
+    source.wait_until_quiet = quiet
+    await to_the_end(source)
+
+    assert seen == [[1], [1, 2], [1, 2, 3]]
+
+
+async def test_a_feed_that_cannot_be_repeated_goes_on_with_what_comes_next(
+    bus: UnreliableBus,
+) -> None:
+    await to_the_end(TickSource(events(4), bus, is_repeatable=False))
+    await to_the_end(TickSource(events(3, first=7), bus, is_repeatable=False))
+
+    assert published(bus) == [1, 2, 3, 4, 7, 8, 9]
+
+
 async def test_ticks_are_seen_before_they_are_published_also_those_passed_over(
     bus: UnreliableBus,
 ) -> None:

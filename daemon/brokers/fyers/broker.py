@@ -40,7 +40,8 @@ class FyersBroker:
 
     `symbols` maps instruments to the broker's symbols. `recall` finds an order that was placed
     under a tag before this start, in the outbox. `is_live` is False at a simulated broker only.
-    `on_problem` hears each contradiction in the books once, as a sentence.
+    `on_problem` hears each contradiction in the books once, as a sentence. `products` says how an
+    instrument is held where that is not for the day.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FyersBroker:
         symbols: Mapping[str, str],
         *,
         recall: Callable[[str], Awaitable[PlaceOrder | None]],
-        product: Product = "INTRADAY",
+        products: Mapping[str, Product] | None = None,
         is_live: bool = True,
         on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -60,7 +61,7 @@ class FyersBroker:
         self._symbols = dict(symbols)
         self._names = {symbol: name for name, symbol in symbols.items()}
         self._recall = recall
-        self._product = product
+        self._products = dict(products or {})
         self._placed: dict[str, PlaceOrder] = {}
         self._ids: dict[str, str] = {}  # tag -> the broker's order id
         self._books = FyersBooks(self._placed.get, self._symbols, on_problem)
@@ -86,7 +87,7 @@ class FyersBroker:
             "qty": order.quantity,
             "type": _MARKET if order.limit_price is None else _LIMIT,
             "side": 1 if order.side == "buy" else -1,
-            "productType": self._product,
+            "productType": self._products.get(order.instrument, "INTRADAY"),
             "limitPrice": float(order.limit_price or 0),
             "stopPrice": 0,
             "validity": "DAY",
@@ -178,6 +179,11 @@ class FyersBroker:
     @property
     def pending_reports(self) -> int:
         return self._queue.qsize()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the books know more than has been heard, and have not been read yet."""
+        return self._behind.is_set() or self._refreshing.locked()
 
     async def reports(self) -> AsyncIterator[ExecutionReport]:
         while True:

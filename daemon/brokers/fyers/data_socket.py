@@ -122,7 +122,7 @@ class DataSocket(ReconnectingSocket):
                 self._url, heartbeat=self._times.ping_s, max_msg_size=0
             )
         try:
-            self.connections += 1
+            self._begin()
             decoder = hsm.Decoder()
             async with asyncio.timeout(self._times.connect_s):
                 ack_every = await self._log_in(socket, decoder, key)
@@ -142,7 +142,7 @@ class DataSocket(ReconnectingSocket):
         await socket.send_bytes(hsm.authenticate(key, SOURCE))
         await socket.send_bytes(hsm.mode([CHANNEL], is_lite=False))
         while True:
-            answer = self._decoded(decoder, await socket.receive())
+            answer = self._decoded(decoder, await self._receive(socket))
             if isinstance(answer, hsm.Answer) and answer.type == hsm.AUTHENTICATE:
                 if not answer.is_accepted:
                     raise LoginNeeded("the session key was refused: run hrm-trader login")
@@ -155,7 +155,7 @@ class DataSocket(ReconnectingSocket):
         last_data_ns = self._connected_ns
         while True:
             try:
-                message = await socket.receive(timeout=self._times.ping_s)
+                message = await self._receive(socket, self._times.ping_s)
             except TimeoutError:
                 await socket.send_bytes(hsm.PING)
                 message = None

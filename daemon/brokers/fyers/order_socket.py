@@ -138,7 +138,7 @@ class OrderSocket(ReconnectingSocket):
                 ) from None
             raise
         try:
-            self.connections += 1
+            self._begin()
             await socket.send_str(_SUBSCRIBE)
             async with aclosing(self._stream(socket)) as stream:
                 async for event in stream:
@@ -150,7 +150,7 @@ class OrderSocket(ReconnectingSocket):
         began_ns = alive_ns = pinged_ns = self._clock.monotonic_ns()
         while True:
             try:
-                message = await socket.receive(timeout=self._times.ping_s)
+                message = await self._receive(socket, self._times.ping_s)
             except TimeoutError:
                 message = None
             now_ns = self._clock.monotonic_ns()

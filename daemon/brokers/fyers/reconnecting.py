@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+import aiohttp
+
 from actors.messages import Alert
 from daemon.clock import Clock
 from daemon.errors import TraderError
@@ -58,6 +60,22 @@ class ReconnectingSocket:
         self.problem = ""  # why the last connection ended
         self.connections = 0
         self.unreadable = 0  # what was received and passed over
+        self.handled = 0  # frames of this connection whose handling is over
+        self._received = 0
+
+    def _begin(self) -> None:
+        """Note that a new connection stands."""
+        self.connections += 1
+        self.handled = self._received = 0
+
+    async def _receive(
+        self, socket: aiohttp.ClientWebSocketResponse, timeout_s: float | None = None
+    ) -> aiohttp.WSMessage:
+        """Take the next frame; whoever asks for it is done with those before. TimeoutError."""
+        self.handled = self._received
+        message = await socket.receive(timeout=timeout_s)
+        self._received += 1
+        return message
 
     def _lost(self, problem: str) -> None:
         self.state, self.problem = "lost", problem

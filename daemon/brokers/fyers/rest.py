@@ -117,7 +117,10 @@ class FyersRest:
         clock: Clock,
         random: Random,
         times: CallTimes | None = None,
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`on_refused` hears an access token that the broker does not take."""
+        self._on_refused = on_refused
         self._http = http
         self._endpoints = endpoints
         self._app_id = app_id
@@ -260,7 +263,11 @@ class FyersRest:
         except (aiohttp.ClientError, OSError) as error:
             # The text of an aiohttp error may hold the request: name its kind alone.
             raise BrokerUnavailable(f"{method} {url}: {type(error).__name__}") from None
-        return self._judged(f"{method} {url}", status, text)
+        try:
+            return self._judged(f"{method} {url}", status, text)
+        except LoginNeeded:
+            self._on_refused(token)
+            raise
 
     async def _wait_for_budget(self, *, reduces_risk: bool) -> None:
         waited_s = 0.0

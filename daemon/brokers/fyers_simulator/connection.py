@@ -40,6 +40,7 @@ class Connection:
         self._faults = faults
         self._half_open: FaultKind = "data_half_open" if name == "data" else "order_half_open"
         self._is_half_open = False
+        self.sent = 0  # frames handed to the writer
         self._waiting: asyncio.Queue[bytes | str | _Close] = asyncio.Queue(_MOST_WAITING)
         self._writer = asyncio.create_task(self._write(), name=f"simulated {name} socket")
 
@@ -65,6 +66,7 @@ class Connection:
             return
         try:
             self._waiting.put_nowait(frame)
+            self.sent += 1
         except asyncio.QueueFull:
             self.abort()
 

@@ -16,7 +16,7 @@ from daemon.brokers.fyers_simulator import frames
 from daemon.brokers.fyers_simulator.connection import Connection
 from daemon.brokers.fyers_simulator.faults import Faults, FaultyStream
 from daemon.brokers.fyers_simulator.frames import BadFrame, FrameType, Request
-from daemon.brokers.fyers_simulator.instruments import NS_PER_SECOND, Contract
+from daemon.brokers.fyers_simulator.instruments import CURRENCY, NS_PER_SECOND, Contract
 from daemon.brokers.fyers_simulator.login import LoginDesk
 from daemon.brokers.fyers_simulator.market import LEVELS, Market, Quote
 
@@ -61,6 +61,16 @@ class DataSocket:
     @property
     def connections(self) -> int:
         return len(self._open)
+
+    @property
+    def sent(self) -> int:
+        """Frames sent on the connections that are open."""
+        return sum(client.connection.sent for client in self._open)
+
+    @property
+    def subscriptions(self) -> int:
+        """Topics subscribed on the connections that are open."""
+        return sum(client.subscriptions for client in self._open)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection until it ends."""
@@ -135,6 +145,10 @@ class _Client:
         self._is_admitted = False
         self._next_id = 101
         self._message_number = 0
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._topics)
 
     async def serve(self) -> None:
         async for message in self.connection.messages():
@@ -303,14 +317,14 @@ def topic_values(name: str, quote: Quote) -> Values:
     contract = quote.contract
     return [
         quote.last,
-        quote.volume,
+        _counted(contract, quote.volume),
         quote.last_trade_ns // NS_PER_SECOND,
         feed_s,
         quote.bid_sizes[0],
         quote.ask_sizes[0],
         quote.bid,
         quote.ask,
-        quote.last_quantity,
+        _counted(contract, quote.last_quantity),
         quote.total_buy,
         quote.total_sell,
         quote.average,
@@ -324,3 +338,11 @@ def topic_values(name: str, quote: Quote) -> Values:
         quote.open,
         quote.previous_close,
     ]
+
+
+def _counted(contract: Contract, units: int) -> int:
+    """Return a count as the feed has it: lots in the currency segment, where 32 bits hold no units.
+
+    Assumed: no document says it of the socket; the exchanges' own feeds count contracts there.
+    """
+    return units // contract.lot if contract.segment == CURRENCY else units

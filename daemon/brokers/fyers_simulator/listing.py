@@ -70,22 +70,35 @@ def listing(instrument: Instrument, price: int, precision: int) -> Contract:
 
 
 def build_master(
-    day: date, sessions: SessionCalendar, prices: dict[str, int] | None = None
+    day: date,
+    sessions: SessionCalendar,
+    prices: dict[str, int] | None = None,
+    *,
+    with_derivatives: bool = True,
 ) -> Master:
     """List everything that trades on a day around the given prices in paise (default: built in)."""
-    return _master_of(day, sessions, tuple(sorted((prices or {}).items()))).copy()
+    given = tuple(sorted((prices or {}).items()))
+    return _master_of(day, sessions, given, with_derivatives).copy()
 
 
 @lru_cache(maxsize=8)
-def _master_of(day: date, sessions: SessionCalendar, prices: tuple[tuple[str, int], ...]) -> Master:
-    return Master(_contracts(day, sessions, dict(prices)))
+def _master_of(
+    day: date,
+    sessions: SessionCalendar,
+    prices: tuple[tuple[str, int], ...],
+    with_derivatives: bool,
+) -> Master:
+    contracts = _contracts(day, sessions, dict(prices), with_derivatives=with_derivatives)
+    return Master(contracts)
 
 
-def _contracts(day: date, sessions: SessionCalendar, prices: dict[str, int]) -> Iterator[Contract]:
+def _contracts(
+    day: date, sessions: SessionCalendar, prices: dict[str, int], *, with_derivatives: bool
+) -> Iterator[Contract]:
     for number, listed in enumerate(UNDERLYINGS):
         underlying = replace(listed, price=prices.get(listed.symbol, listed.price))
         yield _spot(underlying)
-        if not underlying.freeze:
+        if not (underlying.freeze and with_derivatives):
             continue
         market = "NSE" if underlying.exchange == NSE else "BSE"
         monthly = _monthly_expiries(day, market, sessions)

@@ -96,7 +96,8 @@ class Market:
         self._start_ns = start_ns
         self._past = SeededPast(seed, hours, start_ns)
         self._played = {
-            name: PlayedCandles(master[name], table, seed, start_ns) for name, table in played
+            name: PlayedCandles(master[name], table, hours.calendar, seed=seed, start_ns=start_ns)
+            for name, table in played
         }
         self._draw: dict[str, Random] = {}
         self._spot: dict[str, float] = {}  # unrounded, of underlyings
@@ -278,8 +279,10 @@ class Market:
             self._spot[quote.contract.symbol] = float(price)
             self._print(quote, float(price), 0.0)
             quote.last = price
-            traded = max(0, volume - quote.volume)
+            # The candles' count is the market's; it begins anew with their session.
+            traded = volume - quote.volume if volume >= quote.volume else volume
             self._trade(quote, traded)
+            quote.volume = volume
             self._extend_day(quote)
             self._record(quote, at_ns, traded)
             moved = True

@@ -31,6 +31,16 @@ class OrderSocket:
     def connections(self) -> int:
         return len(self._open)
 
+    @property
+    def sent(self) -> int:
+        """Frames sent on the connections that are open."""
+        return sum(client.connection.sent for client in self._open)
+
+    @property
+    def subscriptions(self) -> int:
+        """Connections that have asked for events."""
+        return sum(client.is_subscribed for client in self._open)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection until it ends."""
         if (slow := self._faults.take("order_slow_handshake")) is not None:
@@ -87,6 +97,10 @@ class _Client:
         self._faults = faults
         self._stream: FaultyStream[str] = FaultyStream(faults, "order")
         self._wanted: set[str] = set()
+
+    @property
+    def is_subscribed(self) -> bool:
+        return bool(self._wanted)
 
     async def serve(self) -> None:
         async for message in self.connection.messages():

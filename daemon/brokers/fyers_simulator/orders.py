@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
-from daemon.brokers.fyers_simulator.instruments import CASH, DERIVATIVES, Contract, Master
+from daemon.brokers.fyers_simulator.instruments import CASH, Contract, Master
 
 LIMIT, MARKET, STOP, STOP_LIMIT = 1, 2, 3, 4
 BUY, SELL = 1, -1
@@ -227,7 +227,7 @@ def _check_product(request: OrderRequest) -> None:
     segment = request.contract.segment
     if request.product == "CNC" and segment != CASH:
         raise Refusal(INVALID, "productType CNC is for the cash segment only")
-    if request.product == "MARGIN" and segment != DERIVATIVES:
+    if request.product == "MARGIN" and segment == CASH:
         raise Refusal(INVALID, "productType MARGIN is for derivatives only")
     if request.disclosed and (segment != CASH or request.disclosed > request.quantity):
         raise Refusal(INVALID, "disclosedQty is for the cash segment and at most the quantity")

@@ -5,6 +5,7 @@ from datetime import time
 from typing import Final
 
 from actors.messages import Tick
+from actors.session import SessionCalendar
 from daemon.brokers.fyers_simulator.candles import Bar
 from daemon.brokers.fyers_simulator.instruments import (
     NS_PER_SECOND,
@@ -13,7 +14,7 @@ from daemon.brokers.fyers_simulator.instruments import (
     local_time,
 )
 from daemon.candle_path import market_events
-from daemon.history import CandleTable
+from daemon.history import Candle, CandleTable
 
 _LONGEST_BREAK_NS: Final = 10 * 86_400 * NS_PER_SECOND
 _END_NS: Final = 2**63 - 1
@@ -22,11 +23,31 @@ _END_NS: Final = 2**63 - 1
 class PlayedCandles:
     """Candles of one symbol as a path of prices in time, and as history."""
 
-    def __init__(self, contract: Contract, table: CandleTable, seed: int, start_ns: int) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        table: CandleTable,
+        calendar: SessionCalendar,
+        *,
+        seed: int,
+        start_ns: int,
+    ) -> None:
         self.contract = contract
         self.table = table
         source = (contract.symbol, table.timeframe, table.between(start_ns, _END_NS))
-        events = market_events([source], seed=seed, wall_ns=lambda: 0)
+
+        def end_of(_symbol: str, candle: Candle) -> int:
+            if calendar.phase(contract.market, candle.open_ns) == "closed":
+                return candle.close_ns
+            return calendar.bar_close_ns(contract.market, table.timeframe, candle.open_ns)
+
+        events = market_events(
+            [source],
+            seed=seed,
+            wall_ns=lambda: 0,
+            session_key=lambda instant_ns: calendar.session_key(contract.market, instant_ns),
+            end_of=end_of,
+        )
         self._ticks = (event for event in events if isinstance(event, Tick))
         self._next = next(self._ticks, None)
 

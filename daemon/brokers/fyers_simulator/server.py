@@ -20,6 +20,7 @@ from daemon.brokers.fyers_simulator.hours import TradingHours
 from daemon.brokers.fyers_simulator.instruments import (
     IST,
     NS_PER_SECOND,
+    Master,
     instant_ns,
     local_time,
 )
@@ -59,6 +60,7 @@ class SimulatorSettings:
     most_topics: int = 5_000
     refresh_is_allowed: bool = True
     played: tuple[tuple[Instrument, CandleTable], ...] = ()  # candles instead of a seeded walk
+    with_derivatives: bool = True  # list futures and options too
     calendar: SessionCalendar | None = None  # default: config/sessions.yaml
 
 
@@ -287,7 +289,7 @@ class FyersSimulator:
     def _market(self, start_ns: int) -> Market:
         played = [(i.exchange_symbol, table) for i, table in self.settings.played]
         prices = {symbol: round(_first_price(table, start_ns) * 100) for symbol, table in played}
-        master = build_master(local_time(start_ns).date(), self.hours.calendar, prices)
+        master = self._listed(local_time(start_ns).date(), prices)
         for instrument, table in self.settings.played:
             if master.get(instrument.exchange_symbol) is None:
                 precision = max(2, table.decimals, _decimals(instrument.tick_size))
@@ -298,9 +300,16 @@ class FyersSimulator:
     def _begin_day(self, today: date) -> None:
         """List the contracts of a new day, and give the user its requests back."""
         self.market.remove_expired(today)
-        prices = self.market.spot_prices()
-        self.market.master.list_missing(build_master(today, self.hours.calendar, prices))
+        self.market.master.list_missing(self._listed(today, self.market.spot_prices()))
         self.limiter.new_day()
+
+    def _listed(self, day: date, prices: dict[str, int]) -> Master:
+        return build_master(
+            day,
+            self.hours.calendar,
+            prices,
+            with_derivatives=self.settings.with_derivatives,
+        )
 
     def _application(self) -> web.Application:
         api = RestApi(self.exchange, self.desk, self.limiter, self.faults)

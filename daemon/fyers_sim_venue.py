@@ -1,0 +1,285 @@
+"""Fyers, simulated in this process: candles played at an exchange, and our own client of it.
+
+Every price comes over the data socket, every order goes over REST, every fill comes over the order
+socket: what is left out of the real thing is the network alone. The simulator's market stands still
+until it is moved on here, one instant of the candles after the other.
+"""
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final, Literal
+
+import aiohttp
+import msgspec
+
+from actors.instruments import Instrument
+from actors.messages import PlaceOrder, Tick, TimeEvent
+from daemon.alert_teller import AlertTeller
+from daemon.brokers.fyers.account import FyersAccount, Times
+from daemon.brokers.fyers.broker import Product
+from daemon.brokers.fyers.ledger import CallBudget, RateLedger
+from daemon.brokers.fyers.login import LoginFields, Token, log_in
+from daemon.brokers.fyers.reconnecting import SocketTimes
+from daemon.brokers.fyers.rest import CallTimes, simulated
+from daemon.brokers.fyers.token_keeper import TokenKeeper
+from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
+from daemon.brokers.fyers_simulator.instruments import IST
+from daemon.candle_path import paced
+from daemon.clock import NS_PER_SECOND, Clock
+from daemon.errors import LoginNeeded
+from daemon.history import CandleTable
+from daemon.logs import get_logger
+from daemon.outbox import Outbox
+from daemon.plan import SessionPlan
+from daemon.session_files import Market
+from daemon.socket_feed import SocketFeed
+from daemon.tick_source import MarketEvent
+from daemon.venue import Announce, Listener, OpenVenue, Venue
+from daemon.wiring import Workshop
+
+Speed = float | Literal["max"]
+
+_STEP_S: Final = 86_400.0  # the instants of the candles are steps of their own
+_LATENCY_S: Final = 0.05  # an order meets the next price, not the one it was decided on
+_BALANCE: Final = 1e9  # the daemon keeps to its own capital
+_ARRIVAL_S: Final = 10.0
+_LEDGER: Final = "fyers-calls.json"
+_LOGIN_RETRY_S: Final = 0.05
+_ANY_NUMBER: Final = 1_000_000  # nobody's account can be locked here
+_DAILY: Final = ("NSE:", "BSE:")
+# Limits and budgets count real time, of which a played market has too little.
+_BUDGET: Final = CallBudget(
+    per_second=100_000, per_minute=100_000, per_day=100_000_000,
+    reserve_per_second=1, reserve_per_minute=1, reserve_per_day=1,
+)  # fmt: skip
+_TIMES: Final = Times(
+    call=CallTimes(first_delay_s=0.01),
+    data=SocketTimes(first_delay_s=0.01, longest_delay_s=0.02),
+    order=SocketTimes(first_delay_s=0.01, longest_delay_s=0.02),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _MarketClock:
+    """The simulator's market time; waiting and differences are real."""
+
+    now: Callable[[], int]
+    real: Clock
+
+    def now_ns(self) -> int:
+        return self.now()
+
+    def monotonic_ns(self) -> int:
+        return self.real.monotonic_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.real.sleep(seconds)
+
+
+def fyers_sim_venue(
+    plan: SessionPlan, markets: Sequence[Market], clock: Clock, folder: Path, speed: Speed
+) -> OpenVenue:
+    """Return what opens a simulated Fyers on which the candles of these markets are played."""
+    workshop = Workshop.of(plan)
+    instruments = [workshop.catalogue[market.instrument] for market in markets]
+    first_ns = min(int(market.table.open_ns[0]) for market in markets)
+    settings = SimulatorSettings(
+        seed=plan.seed,
+        # Before the first candle: what comes after is its path.
+        start=datetime.fromtimestamp(first_ns / NS_PER_SECOND - 1, IST),
+        balance=_BALANCE,
+        limits=None,
+        latency_s=_LATENCY_S,
+        played=tuple(
+            (instrument, market.table)
+            for instrument, market in zip(instruments, markets, strict=True)
+        ),
+        with_derivatives=False,
+        calendar=workshop.calendar,
+    )
+
+    @asynccontextmanager
+    async def opened(outbox: Outbox, announce: Announce) -> AsyncIterator[Venue]:
+        async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
+            with RateLedger(folder / _LEDGER, clock, _BUDGET) as ledger:
+                teller = AlertTeller(announce)
+                keeper = simulated_login(simulator, http, clock, teller)
+                await keeper.renew()
+                account = FyersAccount(
+                    http,
+                    simulated(simulator.urls.base),
+                    keeper,
+                    ledger,
+                    {one.symbol: one.exchange_symbol for one in instruments},
+                    is_open=lambda now_ns: any(
+                        workshop.calendar.interval(one.session, now_ns) for one in instruments
+                    ),
+                    recall=partial(recalled, outbox),
+                    clock=clock,
+                    market_clock=_MarketClock(lambda: simulator.now_ns, clock),
+                    random=Random(plan.seed),
+                    on_alert=teller.tell,
+                    is_live=False,
+                    products={one.symbol: product_of(one) for one in instruments},
+                    times=_TIMES,
+                )
+                feed = SocketFeed(account.data_socket.ticks)
+                market = PlayedMarket(simulator, account, feed, clock, speed)
+                yield Venue(
+                    broker=account.broker,
+                    events=market.events(),
+                    is_repeatable=False,
+                    parts=(
+                        Listener("fyers_login", keeper.keep),
+                        Listener("order_socket", account.broker.run),
+                        Listener("broker_alerts", teller.keep_telling),
+                    ),
+                    feeds=(Listener("data_socket", feed.read),),
+                    is_idle=market.is_idle,
+                )
+
+    return opened
+
+
+def simulated_login(
+    simulator: FyersSimulator, http: aiohttp.ClientSession, clock: Clock, teller: AlertTeller
+) -> TokenKeeper:
+    """Return a keeper that logs in as the simulator's only user, step by step."""
+    who = simulator.account
+    fields = LoginFields(
+        app_id=who.app_id,
+        secret_key=who.secret,
+        redirect_uri=who.redirect_uri,
+        fy_id=who.client_id,
+        pin=who.pin,
+        totp_secret=who.totp_secret,
+    )
+
+    def nothing_kept() -> Token:
+        raise LoginNeeded("nobody has logged in to the simulator yet")
+
+    return TokenKeeper(
+        nothing_kept,
+        lambda: log_in(fields, http, simulated(simulator.urls.base), clock),
+        clock,
+        on_alert=teller.tell,
+        retry_s=_LOGIN_RETRY_S,
+        logins_in_a_row=_ANY_NUMBER,
+    )
+
+
+async def recalled(outbox: Outbox, tag: str) -> PlaceOrder | None:
+    """Return the order of an earlier start under this tag."""
+    row = await outbox.find(tag)
+    return None if row is None else row.order
+
+
+def product_of(instrument: Instrument) -> Product:
+    """Return how an order is held: for the day at NSE and BSE, overnight in what never closes."""
+    return "INTRADAY" if instrument.exchange_symbol.startswith(_DAILY) else "MARGIN"
+
+
+class PlayedMarket:
+    """Move the simulator from one instant of its candles to the next, and hand on what arrives.
+
+    The next instant comes when everything sent for the last has arrived, so that a run is
+    repeatable and nothing waits in a buffer.
+    """
+
+    def __init__(
+        self,
+        simulator: FyersSimulator,
+        account: FyersAccount,
+        feed: SocketFeed,
+        clock: Clock,
+        speed: Speed,
+    ) -> None:
+        self._simulator = simulator
+        self._account = account
+        self._feed = feed
+        self._clock = clock
+        self._speed = speed
+        self._played = simulator.settings.played
+        # The feed counts lots where nothing is held for the day alone: in the currency segment.
+        self._units = {
+            one.symbol: one.lot_size for one, _ in self._played if product_of(one) == "MARGIN"
+        }
+
+    async def events(self) -> AsyncIterator[MarketEvent]:
+        """Yield the time of each instant, then the ticks that came over the socket."""
+        bar_ns = min(table.bar_ns for _, table in self._played)
+        instants = paced(
+            self._instants(), self._speed, self._clock.sleep, self._clock.monotonic_ns,
+            bar_ns=bar_ns,
+        )  # fmt: skip
+        await self._arrival()
+        self._feed.arrived()  # the prices before the first instant are those of its own candle
+        async for instant in instants:
+            await self._simulator.move_to(instant.time_ns, step_s=_STEP_S)
+            await self._arrival()
+            yield instant
+            for event in self._feed.arrived():
+                yield self._as_played(event) if isinstance(event, Tick) else event
+
+    def _as_played(self, tick: Tick) -> Tick:
+        """Mark a tick as one of candles: quotes around them are made up, and left out."""
+        units = self._units.get(tick.instrument, 1)
+        return msgspec.structs.replace(
+            tick,
+            origin="candle_path",
+            bid=None,
+            ask=None,
+            volume_today=tick.volume_today * units,
+        )
+
+    def is_idle(self) -> bool:
+        """Tell whether all that was sent over both sockets has been taken in."""
+        account, simulator = self._account, self._simulator
+        return (
+            account.data_socket.state == account.order_socket.state == "live"
+            and simulator.data_socket.subscriptions >= len(self._played)
+            and simulator.order_socket.subscriptions == 1
+            and account.data_socket.handled == simulator.data_socket.sent
+            and account.order_socket.handled == simulator.order_socket.sent
+            and not account.broker.is_behind
+        )
+
+    async def _arrival(self) -> None:
+        try:
+            async with asyncio.timeout(_ARRIVAL_S):
+                while not self.is_idle():  # noqa: ASYNC110 - two programs have no event in common
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            get_logger().error("sockets lag behind the simulator", seconds=_ARRIVAL_S)
+
+    def _instants(self) -> Iterator[MarketEvent]:
+        """Yield each instant of the candles and each end of one, when it is wanted."""
+        market = self._simulator.market
+        closings = heapq.merge(*(self._closings(*played) for played in self._played))
+        closing_ns = next(closings, None)
+        last_ns = 0
+        while True:
+            due = [at_ns for at_ns in (market.next_point_ns, closing_ns) if at_ns is not None]
+            if not due:
+                break
+            last_ns = min(due)
+            while closing_ns is not None and closing_ns <= last_ns:
+                closing_ns = next(closings, None)
+            yield TimeEvent(now_ns=last_ns, wall_ns=self._clock.now_ns())
+        bar_ns = max(table.bar_ns for _, table in self._played)
+        yield TimeEvent(now_ns=last_ns + bar_ns, wall_ns=self._clock.now_ns())
+
+    def _closings(self, instrument: Instrument, table: CandleTable) -> Iterator[int]:
+        calendar = self._simulator.hours.calendar
+        for open_ns in table.open_ns.tolist():
+            if calendar.phase(instrument.session, open_ns) == "closed":
+                yield open_ns + table.bar_ns
+            else:
+                yield calendar.bar_close_ns(instrument.session, table.timeframe, open_ns)

@@ -1,0 +1,86 @@
+"""Venue: where a session trades: the account, its market data, and what must run for both.
+
+How one is built is for its own file: paper_venue.py, fyers_venue.py, fyers_sim_venue.py.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from actors.messages import Alert, Position, Tick
+from daemon.brokers.base import Broker
+from daemon.order_gateway import OrderGateway
+from daemon.outbox import Outbox
+from daemon.supervisor import Part
+from daemon.tick_source import MarketEvent
+
+BrokerName = Literal["simulated", "fyers-sim", "fyers"]
+
+Announce = Callable[[Alert], Awaitable[object]]
+"""Puts an alert on the bus; raises BusError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """What a session has written down, for whoever compares it with the broker at its end."""
+
+    gateway: OrderGateway
+    outbox: Outbox
+    positions: Callable[[], Awaitable[dict[str, Position]]]  # as the actors have them
+
+
+async def _concludes_nothing(_books: Books) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Venue:
+    """An account and a market, connected.
+
+    `is_repeatable`: after a restart `events` begins with the first one again (played candles); a
+    socket goes on with the next. `parts` run as long as the gateway, `feeds` as long as the tick
+    source. `is_idle`: nothing is on its way between the broker and us. `conclude` is awaited once
+    the session has run out, before it stops; what it returns becomes part of the summary.
+    """
+
+    broker: Broker
+    events: AsyncIterable[MarketEvent]
+    is_repeatable: bool
+    on_tick: Callable[[Tick], None] = lambda _: None
+    parts: tuple[Part, ...] = ()
+    feeds: tuple[Part, ...] = ()
+    is_idle: Callable[[], bool] = lambda: True
+    conclude: Callable[[Books], Awaitable[dict[str, Any]]] = _concludes_nothing
+
+
+OpenVenue = Callable[[Outbox, Announce], AbstractAsyncContextManager[Venue]]
+"""Connects a venue for one session; TraderError when that cannot be done."""
+
+
+class Listener:
+    """Something that listens for ever, as a part: `work` only ends when it fails."""
+
+    def __init__(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._work = work
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop`."""
+        working = asyncio.ensure_future(self._work())
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+        finally:
+            for task in (working, stopped):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
