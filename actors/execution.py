@@ -20,6 +20,7 @@ from actors.messages import (
     CancelOrder,
     ExecutionReport,
     KillSwitch,
+    ModifyOrder,
     OrderIntent,
     PlaceOrder,
     Position,
@@ -32,7 +33,7 @@ from actors.policies import ExecutionSettings
 from actors.session import SessionCalendar
 
 Input = OrderIntent | ExecutionReport | Tick | TimeEvent | KillSwitch
-Output = PlaceOrder | CancelOrder | Position | Alert
+Output = PlaceOrder | CancelOrder | ModifyOrder | Position | Alert
 
 KILLED: Final = "KILL_SWITCH"
 DECIDED: Final = "DECISION"
@@ -202,6 +203,7 @@ class ExecutionActor(Actor[Input, Output]):
 
     def _take_tick(self, tick: Tick) -> Iterator[Output]:
         self._advance(tick.event_ns)
+        self._book.see(tick)
         holding = self._holdings.get(tick.instrument)
         if holding is None:
             return
@@ -214,9 +216,11 @@ class ExecutionActor(Actor[Input, Output]):
         yield from self._pursue(holding)
 
     def _pursue(self, holding: Holding) -> Iterator[Output]:
-        """Do what has become due: further slices, further attempts, questions."""
+        """Do what has become due: further slices and attempts, nearer limits, questions."""
         yield from self._entering.pursue(holding)
         yield from self._leaving.pursue(holding)
+        if not self._leaving.is_held_back:
+            yield from self._book.reprice(holding)
         yield from self._book.chase(holding)
 
     def _watch_levels(self, holding: Holding, price: Decimal) -> Iterator[Output]:

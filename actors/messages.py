@@ -380,6 +380,22 @@ class CancelOrder(Message, frozen=True, kw_only=True):
         return self.placed_ns
 
 
+class ModifyOrder(Message, frozen=True, kw_only=True):
+    """A request to give one resting limit order another limit; its quantity stays."""
+
+    stream: ClassVar[str] = "order"
+
+    client_order_id: str
+    instrument: str
+    limit_price: Decimal
+    reason: str
+    placed_ns: int
+
+    @property
+    def time_ns(self) -> int:
+        return self.placed_ns
+
+
 class ExecutionReport(Message, frozen=True, kw_only=True):
     """What the broker said of an order.
 
@@ -538,6 +554,7 @@ AnyMessage = (
     | OrderIntent
     | PlaceOrder
     | CancelOrder
+    | ModifyOrder
     | ExecutionReport
     | Position
     | TimeEvent

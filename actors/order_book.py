@@ -9,14 +9,17 @@ from typing import Final
 
 from actors.holding import Holding
 from actors.instruments import Instrument
+from actors.limits import Limits
 from actors.messages import (
     Alert,
     CancelOrder,
     ExecutionReport,
+    ModifyOrder,
     OrderIntent,
     PlaceOrder,
     Purpose,
     Severity,
+    Tick,
 )
 from actors.orders import OUTSIDE, Order, client_order_id
 from actors.policies import ExecutionSettings
@@ -37,6 +40,7 @@ class OrderBook:
         # As many as the gateway takes of entries in a second: a quarter is kept for exits, cancels.
         rate = settings.max_order_rate_per_second
         self._burst = rate - rate // 4
+        self._limits = Limits(settings)
         self._orders: dict[str, Order] = {}
         self.now_ns = 0  # market time
 
@@ -104,7 +108,10 @@ class OrderBook:
         intent: OrderIntent | None = None,
     ) -> Order:
         """Return a new order for signed units; `number` tells it from others of its decision."""
-        limit_price = intent.limit_price if intent else None
+        instrument = holding.instrument
+        given = intent.limit_price if intent else None
+        limit = self._limits.of(instrument, quantity, intent) if given is None else None
+        limit_price = limit if given is None else given
         placed = PlaceOrder(
             client_order_id=client_order_id(decision_id, purpose, number),
             decision_id=decision_id,
@@ -117,7 +124,7 @@ class OrderBook:
             placed_ns=self.now_ns,
             limit_price=limit_price,
         )
-        order = Order(placed, intent, state_ns=self.now_ns)
+        order = Order(placed, intent, state_ns=self.now_ns, limit=limit, limit_ns=self.now_ns)
         self._remember(order)
         return order
 
@@ -132,6 +139,27 @@ class OrderBook:
             reason=reason,
             placed_ns=self.now_ns,
         )
+
+    def see(self, tick: Tick) -> None:
+        """Note the last price of an instrument; limits are set by it."""
+        self._limits.see(tick)
+
+    def reprice(self, holding: Holding) -> Iterator[ModifyOrder]:
+        """Let the limits of orders that rest too long follow the price, so many times."""
+        for order in holding.open_orders:
+            limit = self._limits.next_of(order, holding.instrument, self.now_ns)
+            if limit is None:
+                continue
+            waited_s = (self.now_ns - order.limit_ns) / _SECOND_NS
+            order.limit, order.limit_ns = limit, self.now_ns
+            order.repriced += 1
+            yield ModifyOrder(
+                client_order_id=order.placed.client_order_id,
+                instrument=holding.name,
+                limit_price=limit,
+                reason=f"not filled in {waited_s:g} s",
+                placed_ns=self.now_ns,
+            )
 
     def chase(self, holding: Holding) -> Iterator[CancelOrder | Alert]:
         """Ask once for an order that has no final answer in time; then call a person."""

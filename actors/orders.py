@@ -65,6 +65,9 @@ class Order:
     state_ns: int = 0
     traded_ns: int | None = None  # first tick of the instrument since the order was taken
     cancel_asked_ns: int | None = None
+    limit: Decimal | None = None  # worst price as last asked for; it follows the market
+    limit_ns: int = 0  # when it was asked for
+    repriced: int = 0
     is_reported_late: bool = False
 
     @property

@@ -245,6 +245,14 @@ class ExecutionSettings(ActorSettings):
     """Ticks by which a simulated fill is worse than the price it was triggered by."""
     slippage_bps: Decimal = Field(default=Decimal("0.5"), ge=0, le=100)
     """Basis points (1/10,000) of the price, on top of the ticks, for the same reason."""
+    order_type: Literal["market", "limit"] = "market"
+    """How entries and exits are placed; `limit` is a market order with a worst price."""
+    limit_band: PositiveFraction = 0.005
+    """How much worse than the last price such a limit is, as a fraction of the price."""
+    reprice_after_seconds: float = Field(default=3.0, gt=0.0, le=600.0)
+    """Market time that such an order rests before its limit follows the price."""
+    reprice_attempts: int = Field(default=2, ge=0, le=10)
+    """Times that it does; then the order waits for its timeout, and is cancelled."""
     order_timeout_seconds: float = Field(default=10.0, gt=0.0, le=600.0)
     """Market time an order may stay without a final answer before it is cancelled or asked for."""
     exit_attempts: int = Field(default=3, ge=1, le=10)

@@ -25,6 +25,7 @@ from actors.messages import (
     ExecutionReport,
     KillSwitch,
     Message,
+    ModifyOrder,
     PlaceOrder,
     Tick,
 )
@@ -315,7 +316,7 @@ class _Chain:
             while waiting:
                 message = waiting.popleft()
                 self._ledger.note(message)
-                if isinstance(message, PlaceOrder | CancelOrder):
+                if isinstance(message, PlaceOrder | CancelOrder | ModifyOrder):
                     orders.append(message)
                 for actor in self._takers.get(type(message), ()):
                     waiting.extend(_handled(actor, message))

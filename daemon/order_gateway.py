@@ -10,10 +10,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+import msgspec
+
 from actors.messages import (
     Alert,
     CancelOrder,
     ExecutionReport,
+    ModifyOrder,
     OrderStatus,
     PlaceOrder,
     Severity,
@@ -175,6 +178,8 @@ class OrderGateway:
                 await self._place(tasks, order, entry.id)
             case CancelOrder() as request:
                 await self._cancel(tasks, request)
+            case ModifyOrder() as request:
+                await self._modify(tasks, request)
             case _:
                 pass  # nothing else travels in this stream
 
@@ -222,6 +227,16 @@ class OrderGateway:
             self._log.info("order sent", order_id=tag, decision_id=order.decision_id)
 
     async def _refusal(self, order: PlaceOrder) -> str | None:
+        """Return why an order must not leave, or None."""
+        refusal = await self._send_refusal(order)
+        if refusal is not None:
+            return refusal
+        if order.purpose == "exit":
+            return await self._exit_refusal(order)
+        return self._entry_refusal(order, self._clock_ns())
+
+    async def _send_refusal(self, order: PlaceOrder) -> str | None:
+        """Return what forbids to send anything for an order now: latch, age, rate."""
         latch = await self._latch.read()
         is_exit = order.purpose == "exit"
         if latch.engaged and not (is_exit and latch.flatten):
@@ -237,7 +252,7 @@ class OrderGateway:
         allowed = self._max_rate if is_exit else self._max_rate - self._max_rate // _RESERVE_DIVISOR
         if len(self._sent_ns) >= allowed:
             return f"{len(self._sent_ns)} orders in the last second, allowed: {allowed}"
-        return await self._exit_refusal(order) if is_exit else self._entry_refusal(order, now_ns)
+        return None
 
     def _entry_refusal(self, order: PlaceOrder, now_ns: int) -> str | None:
         unknown = [tag for tag, name in self._unknown.items() if name == order.instrument]
@@ -279,6 +294,30 @@ class OrderGateway:
             else:
                 return
         self._inquire(tasks, row)
+
+    async def _modify(self, tasks: asyncio.TaskGroup, request: ModifyOrder) -> None:
+        """Ask once for another limit: whichever of the two holds was wanted, so none is sought."""
+        tag = request.client_order_id
+        row = await self._outbox.find(tag)
+        if row is None or row.is_final or row.stage == "intent" or tag in self._unknown:
+            self._log.info("nothing to modify", order_id=tag)
+            return
+        as_if_new = msgspec.structs.replace(row.order, placed_ns=request.placed_ns)
+        refusal = await self._send_refusal(as_if_new)
+        if refusal is not None:
+            self._log.info("not modified", order_id=tag, reason=refusal)
+            return
+        self._log.info("modify", order_id=tag, limit_price=str(request.limit_price))
+        self._sent_ns.append(self._clock_ns())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._broker.modify(tag, request.limit_price)
+        except BrokerRejected as error:
+            # It may have filled, and the fill not come: what became of the order, then?
+            self._log.info("modify refused", order_id=tag, reason=str(error))
+            self._inquire(tasks, row)
+        except (BrokerUnavailable, TimeoutError) as error:
+            self._log.warning("modify unanswered", order_id=tag, reason=str(error))
 
     # Questions to the broker
 

@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from builders import OPEN_NS, a_fill, an_order
@@ -50,6 +51,8 @@ class FileBroker:
         self._queue.put_nowait(a_fill(order))
 
     async def cancel(self, client_order_id: str) -> None: ...
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None: ...
 
     async def find(self, client_order_id: str) -> list[ExecutionReport] | None:
         placed = self._path.read_text().split() if self._path.exists() else []

@@ -17,6 +17,7 @@ from actors.messages import (
     ExecutionReport,
     KillSwitch,
     Message,
+    ModifyOrder,
     OrderIntent,
     PlaceOrder,
     Position,
@@ -83,22 +84,32 @@ class InlineOutbox(Outbox):
 class OrderWorld:
     """One account, one instrument, one gateway that may be restarted."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, *, with_limits: bool = False, latency_s: int = 0) -> None:
+        """With limits, orders go out a tick or so beyond the price, rest, and are modified."""
         hours = TradingHours(SESSIONS)
         self.market = Market(Master(iter([SHARE])), hours, seed=seed, start_ns=START_NS)
         self.portfolio = Portfolio(50_000_000.0, self.market)
-        self.exchange = Exchange(self.market, self.portfolio, client_id="XX00001")
+        self.exchange = Exchange(
+            self.market, self.portfolio, client_id="XX00001", latency_ns=latency_s * NS_PER_SECOND
+        )
         self.line = Line(seed)
         self.problems: list[str] = []
         self.broker = DirectBroker(
             self.exchange, {NAME: SYMBOL}, self.line, on_problem=self.problems.append
         )
-        settings = ExecutionSettings(exit_retry_seconds=1.0, order_timeout_seconds=5.0)
+        settings = ExecutionSettings(
+            exit_retry_seconds=1.0,
+            order_timeout_seconds=5.0,
+            order_type="limit" if with_limits else "market",
+            limit_band=0.00001,
+            reprice_after_seconds=1.0,
+        )
         self.execution = ExecutionActor(settings, CATALOGUE, SESSIONS)
         self.latch = OpenLatch()
         self.net = 0
         self.alerts: list[Alert] = []
         self.sent: list[PlaceOrder] = []
+        self.modified = 0
         self._decisions = 0
         self._heard = 0
         configure_logs("critical", io.StringIO())
@@ -313,9 +324,10 @@ class OrderWorld:
     async def _publish(self, outputs: Any) -> None:
         for output in outputs:
             match output:
-                case PlaceOrder() | CancelOrder():
+                case PlaceOrder() | CancelOrder() | ModifyOrder():
                     if isinstance(output, PlaceOrder):
                         self.sent.append(output)
+                    self.modified += isinstance(output, ModifyOrder)
                     await self._orders.publish(output)
                 case Position():
                     self.net = output.net_quantity

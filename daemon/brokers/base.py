@@ -4,6 +4,7 @@ Only what all brokers share belongs here. How one of them speaks is in its own f
 """
 
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Protocol
 
 from actors.messages import ExecutionReport, PlaceOrder
@@ -28,6 +29,14 @@ class Broker(Protocol):
         """Ask for a resting order to be taken back; the outcome comes through `reports`.
 
         Raises BrokerRejected when there is nothing to take back. Repeating a cancel is harmless.
+        """
+        ...
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
+        """Ask for another limit of a resting limit order; a fill may be faster than the change.
+
+        Raises BrokerRejected when there is nothing to change or the new limit is not taken, and
+        BrokerUnavailable when nobody knows which limit holds. Repeating it is harmless.
         """
         ...
 

@@ -35,6 +35,7 @@ class _Ticket:
     order: PlaceOrder
     instrument: Instrument
     placed_ns: int  # market time
+    limit: Decimal | None  # as placed, or as last modified
     filled: int = 0
     is_open: bool = True
     reports: list[ExecutionReport] = field(default_factory=list)
@@ -98,7 +99,8 @@ class SimulatedBroker:
         if refusal is not None:
             raise BrokerRejected(refusal)
         placed_ns = max(order.placed_ns, self._ticks[order.instrument].event_ns)
-        ticket = _Ticket(order, self._catalogue[order.instrument], placed_ns)
+        limit = order.limit_price if order.order_type == "limit" else None
+        ticket = _Ticket(order, self._catalogue[order.instrument], placed_ns, limit)
         self._tickets[order.client_order_id] = ticket
         self._resting.setdefault(order.instrument, []).append(ticket)
         self._report(ticket, "accepted", placed_ns)
@@ -109,6 +111,16 @@ class SimulatedBroker:
             state = ticket.reports[-1].status if ticket else "unknown here"
             raise BrokerRejected(f"order {client_order_id} does not rest: it is {state}")
         self._take_back(ticket, "cancelled on request")
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
+        ticket = self._tickets.get(client_order_id)
+        if ticket is None or not ticket.is_open or ticket.limit is None:
+            state = ticket.reports[-1].status if ticket else "unknown here"
+            raise BrokerRejected(f"order {client_order_id} is no resting limit: it is {state}")
+        refusal = _limit_refusal(ticket.instrument, limit_price)
+        if refusal is not None:
+            raise BrokerRejected(refusal)
+        ticket.limit = limit_price
 
     async def find(self, client_order_id: str) -> list[ExecutionReport] | None:
         ticket = self._tickets.get(client_order_id)
@@ -150,12 +162,8 @@ class SimulatedBroker:
             return f"quantity must be below the freeze quantity {most}, was {order.quantity}"
         if order.instrument not in self._ticks:
             return f"no price of {order.instrument} yet"
-        limit = order.limit_price
         if order.order_type == "limit":
-            if limit is None or not limit.is_finite() or limit <= 0:
-                return f"the price of a limit order must be above 0, was {limit}"
-            if limit != instrument.round_to_tick(limit):
-                return f"limit price must be a multiple of {instrument.tick_size}, was {limit}"
+            return _limit_refusal(instrument, order.limit_price)
         return None
 
     def _has_expired(self, ticket: _Ticket, now_ns: int) -> bool:
@@ -189,7 +197,7 @@ class SimulatedBroker:
         instrument = ticket.instrument
         is_buy = order.side == "buy"
         quoted = (tick.ask if is_buy else tick.bid) or tick.last_price
-        limit = order.limit_price if order.order_type == "limit" else None
+        limit = ticket.limit
         if limit is not None and (quoted > limit if is_buy else quoted < limit):
             return None
         slippage = self._settings.slippage_ticks * instrument.tick_size
@@ -234,3 +242,11 @@ class SimulatedBroker:
         )
         ticket.reports.append(report)
         self._queue.put_nowait(report)
+
+
+def _limit_refusal(instrument: Instrument, limit: Decimal | None) -> str | None:
+    if limit is None or not limit.is_finite() or limit <= 0:
+        return f"the price of a limit order must be above 0, was {limit}"
+    if limit != instrument.round_to_tick(limit):
+        return f"limit price must be a multiple of {instrument.tick_size}, was {limit}"
+    return None

@@ -43,6 +43,7 @@ EVENT_TIMES = {
     "OrderIntent": "decided_ns",
     "PlaceOrder": "placed_ns",
     "CancelOrder": "placed_ns",
+    "ModifyOrder": "placed_ns",
     "ExecutionReport": "event_ns",
     "Position": "updated_ns",
     "TimeEvent": "now_ns",

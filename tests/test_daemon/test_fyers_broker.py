@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 
 import aiohttp
@@ -71,6 +72,40 @@ async def test_a_resting_order_is_seen_and_cancelled(account: Account) -> None:
     assert await account.broker.open_orders() == []
     with pytest.raises(BrokerRejected):
         await account.broker.cancel("a1")
+
+
+async def test_a_resting_order_is_modified_and_fills_at_its_new_limit(account: Account) -> None:
+    order = a_resting_order(account)
+    await account.broker.place(order)
+    await account.trade()
+    above = Decimal(account.simulator.market.quote(SBIN).ask * 1.01 // 10 * 10) / 100
+
+    await account.broker.modify("a1", above)
+    await account.until(lambda: account.filled() == 10)
+
+    assert account.problems == []
+    with pytest.raises(BrokerRejected):  # the fill was faster
+        await account.broker.modify("a1", above)
+    with pytest.raises(BrokerRejected, match="no order with the tag"):
+        await account.broker.modify("stranger", above)
+
+
+@pytest.mark.parametrize("fault", ["unanswered", "no_acknowledgement", "server_error"])
+async def test_a_change_without_a_good_answer_leaves_the_order_at_one_of_its_limits(
+    account: Account, fault: FaultKind
+) -> None:
+    order = a_resting_order(account)
+    await account.broker.place(order)
+    await account.trade()
+    path = "modify" if fault == "no_acknowledgement" else "PATCH /api/v3/orders/sync"
+    account.simulator.faults.inject(fault, count=3, path=path)
+    assert order.limit_price is not None
+
+    with pytest.raises(BrokerUnavailable):
+        await account.broker.modify("a1", order.limit_price + Decimal("0.10"))
+    account.simulator.faults.clear()
+
+    assert await account.broker.open_orders() == [order]
 
 
 @pytest.mark.parametrize("fault", ["unanswered", "no_acknowledgement", "server_error"])

@@ -14,6 +14,7 @@ from actors.messages import (
     AnyMessage,
     CancelOrder,
     ExecutionReport,
+    ModifyOrder,
     OrderStatus,
     PlaceOrder,
 )
@@ -48,9 +49,11 @@ class ScriptedBroker:
         self.book: dict[str, list[ExecutionReport]] = {}
         self.placed: list[str] = []
         self.cancelled: list[str] = []
+        self.modified: list[tuple[str, Decimal]] = []
         self.asked: list[str] = []
         self.on_place: Callable[[PlaceOrder], Any] = self.take
         self.on_cancel: list[Exception] = []
+        self.on_modify: list[Exception] = []
         self.on_find: list[Exception] = []
         self._queue: asyncio.Queue[ExecutionReport] = asyncio.Queue()
 
@@ -83,6 +86,11 @@ class ScriptedBroker:
         self.cancelled.append(client_order_id)
         if self.on_cancel:
             raise self.on_cancel.pop(0)
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
+        self.modified.append((client_order_id, limit_price))
+        if self.on_modify:
+            raise self.on_modify.pop(0)
 
     async def find(self, client_order_id: str) -> list[ExecutionReport] | None:
         self.asked.append(client_order_id)
@@ -179,6 +187,16 @@ async def until_true(condition: Callable[[], bool]) -> None:
 
 def a_cancel(tag: str = "order1") -> CancelOrder:
     return CancelOrder(client_order_id=tag, instrument="Nifty", reason="test", placed_ns=OPEN_NS)
+
+
+def a_change(tag: str = "order1", placed_ns: int = OPEN_NS) -> ModifyOrder:
+    return ModifyOrder(
+        client_order_id=tag,
+        instrument="Nifty",
+        limit_price=Decimal("22110.05"),
+        reason="test",
+        placed_ns=placed_ns,
+    )
 
 
 @pytest.fixture
@@ -434,6 +452,79 @@ async def test_a_cancel_of_an_order_that_was_never_sent_goes_nowhere(house: Hous
         await house.settle(gateway)
 
     assert house.broker.cancelled == []
+
+
+# Changes
+
+
+async def test_a_resting_order_gets_another_limit(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order(), a_change())
+        await house.settle(gateway)
+
+    assert house.broker.modified == [("order1", Decimal("22110.05"))]
+    assert house.broker.asked == []
+
+
+async def test_a_change_that_comes_too_late_brings_the_missing_fill(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order())
+        await house.settle(gateway)
+        house.broker.book["order1"].append(a_fill(an_order()))  # its frame never came
+        house.broker.on_modify = [BrokerRejected("already filled")]
+        await house.send(a_change())
+        await house.settle(gateway)
+
+    assert await house.statuses() == ["accepted", "filled"]
+
+
+async def test_a_change_without_an_answer_is_not_repeated(house: House) -> None:
+    house.broker.on_modify = [BrokerUnavailable("down")]
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_change())
+        await house.settle(gateway)
+
+    assert len(house.broker.modified) == 1
+    assert house.broker.asked == []  # it rests, at the one limit or at the other
+
+
+async def test_nothing_is_changed_that_is_unknown_or_over_or_was_never_sent(house: House) -> None:
+    house.broker.on_place = arrives_without_an_answer(house)
+    house.broker.on_find = [BrokerUnavailable("down")] * 1000
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_change(), a_change("stranger"))
+        await until_true(lambda: bool(house.broker.asked))
+        await until(house.bus.is_quiet)
+        house.broker.on_find = []
+        house.broker.book["order1"].append(a_fill(an_order()))
+        await house.settle(gateway)
+        await house.send(a_change())
+        await house.settle(gateway)
+
+    assert house.broker.modified == []
+
+
+async def test_an_engaged_kill_switch_and_age_forbid_a_change(house: House) -> None:
+    async with house.running() as gateway:
+        await house.send(an_order(), a_change(placed_ns=OPEN_NS - 31 * SECOND_NS))
+        await house.settle(gateway)
+        house.latch.engage()
+        await house.send(a_change())
+        await house.settle(gateway)
+
+    assert house.broker.modified == []
+
+
+async def test_changes_count_as_orders_of_the_second(house: House) -> None:
+    house.settings["max_order_rate_per_second"] = 4
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_change(), a_change(), a_change())
+        await house.settle(gateway)
+
+    assert len(house.broker.modified) == 2  # three of four; one is kept for exits
 
 
 # Reports

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from order_world import NAME, OrderWorld
 
-from daemon.brokers.fyers_simulator.direct import LINE_FAULTS
+from daemon.brokers.fyers_simulator.direct import LINE_FAULTS, LineFault
 
 EXAMPLES = int(os.environ.get("HRM_ORDER_EXAMPLES", "2000"))
 
@@ -26,9 +26,14 @@ EXAMPLES = int(os.environ.get("HRM_ORDER_EXAMPLES", "2000"))
 class OrderMachine(RuleBasedStateMachine):
     """Decide, wait, break the line, meddle by hand, kill, restart; then mend and compare."""
 
-    @initialize(seed=st.integers(0, 2**16), probability=st.sampled_from([0.0, 0.1, 0.3]))
-    def begin(self, seed: int, probability: float) -> None:
-        self.world = OrderWorld(seed)
+    @initialize(
+        seed=st.integers(0, 2**16),
+        probability=st.sampled_from([0.0, 0.1, 0.3]),
+        with_limits=st.booleans(),
+        latency_s=st.sampled_from([0, 0, 2]),
+    )
+    def begin(self, seed: int, probability: float, with_limits: bool, latency_s: int) -> None:
+        self.world = OrderWorld(seed, with_limits=with_limits, latency_s=latency_s)
         self.world.line.probability = probability
         self.is_killed = False
 
@@ -115,3 +120,28 @@ def test_no_life_of_orders_loses_repeats_or_invents_one() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("latency_s", [0, 2])
+@pytest.mark.parametrize("fault", [None, "modify_lost", "modify_unanswered"])
+def test_limits_follow_the_price_and_no_fill_is_lost_however_a_change_arrives(
+    latency_s: int, fault: LineFault | None
+) -> None:
+    world = OrderWorld(3, with_limits=True, latency_s=latency_s)
+    try:
+        world.intend(2000)
+        world.line.armed += [fault] * 4 if fault else []
+        for _ in range(12):
+            world.wait(1)
+        world.leave()
+        for _ in range(20):
+            world.wait(1)
+        world.mend()
+
+        assert world.modified > 0
+        assert fault is None or world.line.fired[fault] > 0
+        assert world.lost() == []
+        assert world.unaccounted() == []
+        assert world.net == world.logged_net == world.true_net
+    finally:
+        world.close()

@@ -75,6 +75,39 @@ async def test_a_tick_as_old_as_the_order_does_not_fill_it() -> None:
     assert [report.status for report in await reports_of(broker)] == ["accepted"]
 
 
+async def test_a_modified_limit_is_what_the_order_fills_at() -> None:
+    broker = a_broker(slippage_ticks=0)
+    await broker.place(an_order(order_type="limit", limit_price=Decimal(21900)))
+    broker.on_tick(a_tick("21950", OPEN_NS + 1))
+
+    await broker.modify("order1", Decimal(21950))
+    broker.on_tick(a_tick("21950", OPEN_NS + 2))
+
+    reports = await reports_of(broker)
+    assert [report.status for report in reports] == ["accepted", "filled"]
+    assert reports[-1].last_price == Decimal(21950)
+    with pytest.raises(BrokerRejected, match="it is filled"):
+        await broker.modify("order1", Decimal(21960))
+
+
+@pytest.mark.parametrize("limit", ["0", "21900.01", "NaN"])
+async def test_a_limit_that_no_order_could_have_is_not_taken(limit: str) -> None:
+    broker = a_broker()
+    await broker.place(an_order(order_type="limit", limit_price=Decimal(21900)))
+
+    with pytest.raises(BrokerRejected, match="limit"):
+        await broker.modify("order1", Decimal(limit))
+
+
+async def test_a_market_order_and_an_unknown_one_have_no_limit_to_modify() -> None:
+    broker = a_broker()
+    await broker.place(an_order())
+
+    for tag in ("order1", "stranger"):
+        with pytest.raises(BrokerRejected, match="no resting limit"):
+            await broker.modify(tag, Decimal(21900))
+
+
 async def test_an_order_of_the_freeze_quantity_is_rejected() -> None:
     nifty = replace(a_catalogue()["Nifty"], freeze_quantity=150)
     broker = SimulatedBroker(InstrumentCatalogue([nifty]), SimulationSettings())

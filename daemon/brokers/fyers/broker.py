@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 from actors.messages import ExecutionReport, PlaceOrder
@@ -101,13 +102,15 @@ class FyersBroker:
             self._ids[tag] = id_
 
     async def cancel(self, client_order_id: str) -> None:
-        id_ = self._ids.get(client_order_id)
-        if id_ is None:
-            rows = await self._rows_of(client_order_id)
-            if not rows:
-                raise BrokerRejected(f"no order with the tag {client_order_id}")
-            id_ = rows[0].id
-        await self._cancel(id_)
+        await self._cancel(await self._id_of(client_order_id))
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
+        id_ = await self._id_of(client_order_id)
+        body = {"id": id_, "type": _LIMIT, "limitPrice": float(limit_price)}
+        order = self._placed.get(client_order_id)
+        is_exit = order is not None and order.purpose == "exit"
+        with _changing(f"order {id_} was not modified"):
+            await self._rest.write("PATCH", _ORDERS, body, reduces_risk=is_exit)
 
     async def cancel_all(self) -> list[str]:
         ended = []
@@ -122,12 +125,18 @@ class FyersBroker:
 
     async def _cancel(self, id_: str) -> None:
         """Take one order back; BrokerRejected means only that there is nothing to take back."""
-        try:
+        with _changing(f"order {id_} was not cancelled"):
             await self._rest.write("DELETE", _ORDERS, {"id": id_}, reduces_risk=True)
-        except BrokerRejected as error:
-            if error.kind != "permanent":
-                raise BrokerUnavailable(f"order {id_} was not cancelled: {error}") from error
-            raise
+
+    async def _id_of(self, tag: str) -> str:
+        """Return the broker's id of an order of ours."""
+        id_ = self._ids.get(tag)
+        if id_ is None:
+            rows = await self._rows_of(tag)
+            if not rows:
+                raise BrokerRejected(f"no order with the tag {tag}")
+            id_ = rows[0].id
+        return id_
 
     # Questions
 
@@ -310,6 +319,17 @@ def _asking() -> Iterator[None]:
         yield
     except BrokerRejected as error:
         raise BrokerUnavailable(f"the broker cannot be asked: {error}") from error
+
+
+@contextmanager
+def _changing(what: str) -> Iterator[None]:
+    """Turn a reject that says nothing of the order (login, limits) into one without an answer."""
+    try:
+        yield
+    except BrokerRejected as error:
+        if error.kind != "permanent":
+            raise BrokerUnavailable(f"{what}: {error}") from error
+        raise
 
 
 def _readable_order(row: Mapping[str, Any]) -> OrderRow:

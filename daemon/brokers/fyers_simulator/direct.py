@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from random import Random
 from typing import Any, Final, Literal, get_args
 
@@ -34,6 +35,8 @@ LineFault = Literal[
     "refused",  # refused in the reply: no order comes of it
     "cancel_lost",
     "cancel_unanswered",
+    "modify_lost",
+    "modify_unanswered",
     "question_lost",  # the order book cannot be asked
     "event_lost",  # an event of the socket is dropped
     "event_late",  # held back behind the one that follows
@@ -133,6 +136,22 @@ class DirectBroker:
             raise BrokerRejected(refusal.text) from refusal
         if self.line.breaks("cancel_unanswered"):
             raise BrokerUnavailable("connection reset after the cancel was taken")
+
+    async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
+        if self.line.breaks("modify_lost"):
+            raise BrokerUnavailable("connection reset before the change was taken")
+        self.deliver_late()
+        found = self._orders_of(client_order_id)
+        if not found:
+            raise BrokerRejected(f"no order with the tag {client_order_id}")
+        try:
+            self._exchange.modify(
+                {"id": found[0].id, "type": LIMIT, "limitPrice": float(limit_price)}
+            )
+        except Refusal as refusal:
+            raise BrokerRejected(refusal.text) from refusal
+        if self.line.breaks("modify_unanswered"):
+            raise BrokerUnavailable("connection reset after the change was taken")
 
     async def find(self, client_order_id: str) -> list[ExecutionReport] | None:
         if self.line.breaks("question_lost"):
