@@ -1,63 +1,44 @@
-"""HRMAgent: one observation in, one thought out, before a deadline. Numpy in, plain Python out.
+"""HRMAgent: observations in, thoughts out, before a deadline. Numpy in, plain Python out.
 
-What to do with the thought, and with one that came late, is for the caller to say.
+What to do with a thought, and with one that came late, is for the caller to say.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hrm.config import ACCOUNT_WIDTH, Action, HRMConfig
-from hrm.engine import Batch, Engine, Reading
+from hrm.config import ACCOUNT_WIDTH, HRMConfig
+from hrm.costs import CostTable
+from hrm.engine import Engine, Reading
 from hrm.engine_choice import EngineChoice, choose_engine
 from hrm.features import FEATURE_SCHEMA_SHA256
-from hrm.halting import min_segments, should_halt
+from hrm.halting import min_segments
 from hrm.manifest import IntegrityError, Manifest
+from hrm.observations import as_row, stacked
+from hrm.parity import rows_stand_alone
 from hrm.residuals import HierarchicalConvergence
+from hrm.rows import NS_PER_MS, NS_PER_US, Row, check_budget
 from hrm.thought import (
-    DeadlineBudget,
+    Answer,
+    Budget,
+    NoThought,
     Observation,
+    Question,
     RecordedBudget,
     StopReason,
     Thought,
 )
 from hrm.weights import load_weights
 
-NS_PER_MS, NS_PER_US = 1_000_000, 1_000
 WARM_UP_DECISIONS, WARM_UP_CYCLES = 3, 16
-SMOOTHING = 0.125  # share of the newest cost in the running mean, as TCP smooths round-trip times
-DEVIATIONS = 2.0  # mean + 2 mean absolute deviations is about the 95th percentile of a normal
-
-
-class CostEstimate:
-    """Predict what the next step will take, from what the last ones took, on the safe side."""
-
-    def __init__(self) -> None:
-        self._mean = 0.0
-        self._deviation = 0.0
-        self._is_new = True
-
-    def observe(self, elapsed_ns: int) -> None:
-        """Take note of one more step."""
-        if self._is_new:
-            self._mean, self._deviation, self._is_new = float(elapsed_ns), elapsed_ns / 2.0, False
-            return
-        error = elapsed_ns - self._mean
-        self._mean += SMOOTHING * error
-        self._deviation += SMOOTHING * (abs(error) - self._deviation)
-
-    @property
-    def likely_ns(self) -> float:
-        """Return a cost that about 19 of 20 steps stay under; 0 before the first."""
-        return self._mean + DEVIATIONS * self._deviation
 
 
 class HRMAgent:
-    """Think about one observation at a time with a verified model.
+    """Think with a verified model, about one observation or several at a time.
 
     Not for use from several threads at once. clock_ns: a monotonic clock. limits: what the operator
     set; of it count convergence_thresh, and m_max where it is below the model's own. What the
@@ -71,18 +52,27 @@ class HRMAgent:
         clock_ns: Callable[[], int],
         limits: HRMConfig | None = None,
         choice: EngineChoice | None = None,
+        *,
+        batches: bool = False,
     ) -> None:
+        """batches: the engine says the same of a row alone and among others, to the bit.
+
+        Without it several observations are thought about one after the other.
+        """
         entry = manifest.models[manifest.released]
         self.manifest = manifest
         self.config = _limited(entry.config, limits or entry.config)
         self.digest = entry.sha256
         self.choice = choice  # None where the caller brought an engine
+        self.batches = batches
         self._engine = engine
         self._vocabularies = entry.vocabularies
         self._clock_ns = clock_ns
         self._m_max = self.config.adaptive_computation.m_max
-        self._cycle_cost = CostEstimate()
-        self._finish_cost = CostEstimate()
+        self._encode_cost = CostTable()
+        self._cycle_cost = CostTable()
+        self._read_cost = CostTable()
+        self._finish_cost = CostTable()
 
     @classmethod
     def load(
@@ -98,10 +88,14 @@ class HRMAgent:
             )
         wanted = (limits or weights.entry.config).performance.engine
         engine, choice = choose_engine(models_dir, weights, wanted)
-        return cls(engine, weights.manifest, clock_ns, limits, choice)
+        batches = rows_stand_alone(engine, weights.entry.config)
+        return cls(engine, weights.manifest, clock_ns, limits, choice, batches=batches)
 
-    def warm_up(self) -> None:
-        """Think a few times about nothing, so that first costs are paid and later ones known."""
+    def warm_up(self, together: int = 1) -> None:
+        """Think a few times about nothing, so that first costs are paid and later ones known.
+
+        together: the most observations that will be thought about at a time.
+        """
         inputs = self.config.inputs
         nothing = Observation(
             bars=np.zeros((inputs.window_bars, inputs.n_features), dtype=np.float32),
@@ -113,153 +107,180 @@ class HRMAgent:
             complexity=0.0,
             allowed_actions=(True, True, True, True, True),
         )
+        question = (nothing, RecordedBudget(min(WARM_UP_CYCLES, self._max_cycles)))
         for _ in range(WARM_UP_DECISIONS):
-            self.reason(nothing, RecordedBudget(min(WARM_UP_CYCLES, self._max_cycles)))
+            self.reason_many([question])
+        rows, limit_ns = 1, self.config.performance.max_inference_time_ms * NS_PER_MS
+        while self.batches and rows < together and self._least_ns(2 * rows) < limit_ns:
+            rows = min(2 * rows, together)
+            for _ in range(WARM_UP_DECISIONS):
+                self.reason_many([question] * rows)
 
-    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
+    def reason(self, observation: Observation, budget: Budget) -> Thought:
         """Think until halted, converged, at full depth or out of budget.
 
         Raise ValueError for input that is wrong or a model that answers with numbers that are not
         finite. One cycle always runs, also when it ends late: compare elapsed_us with the deadline.
         """
+        [answer] = self.reason_many([(observation, budget)])
+        if isinstance(answer, Thought):
+            return answer
+        raise ValueError(answer.reason)
+
+    def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
+        """Think about several observations under the earliest of their deadlines.
+
+        Answers come in the order of the questions, and each is what `reason` alone says at that
+        depth. A row that is done leaves the batch. One whose deadline has passed, or for which
+        there is no time among so many, gets no thought; so does one that is wrong, whatever the
+        others are.
+        """
         started_ns = self._clock_ns()
-        self._check_budget(budget)
-        inputs = self._inputs(observation)
-        floor = min_segments(observation.complexity, self._m_max)
-        convergence = HierarchicalConvergence(self.config.convergence.convergence_thresh)
-        encoded = self._engine.encode(inputs)
-        state = self._engine.start(encoded)
-        cycles = 0
-        stop_reason: StopReason | None = None
-        while stop_reason is None:
-            state = self._cycle(state, encoded, convergence)
-            cycles += 1
-            if isinstance(budget, RecordedBudget):
-                stop_reason = "recorded" if cycles == budget.cycles else None
-            else:
-                deadline_ns = started_ns + budget.milliseconds * NS_PER_MS
-                stop_reason = self._stop(state, cycles, floor, convergence, deadline_ns)
-        stopped_ns = self._clock_ns()
-        reading = self._read(state)
-        masked, h_alone, l_alone = (
-            _softmax(reading.action_logits[0], observation.allowed_actions),
-            _softmax(reading.action_logits[0]),
-            _softmax(reading.l_logits[0]),
-        )
-        # Of equally likely actions the last one: hold before close before open.
-        action = max(range(len(masked)), key=lambda index: (masked[index], index))
-        finished_ns = self._clock_ns()
-        self._finish_cost.observe(finished_ns - stopped_ns)
-        return Thought(
-            action=action,
-            size_fraction=float(reading.size[0]),
-            confidence=masked[action],
-            h_confidence=h_alone[action],
-            l_confidence=l_alone[action],
-            value=float(reading.value[0]),
-            probabilities=masked,
-            segments=cycles // self.config.convergence.n_cycles,
-            cycles=cycles,
-            stop_reason=stop_reason,
-            residual=convergence.residual("h"),
-            q_halt=_sigmoid(reading.q[0, 0]),
-            q_continue=_sigmoid(reading.q[0, 1]),
-            elapsed_us=(finished_ns - started_ns) // NS_PER_US,
-        )
+        answers: dict[int, Answer] = {}
+        rows: list[Row] = []
+        for place, (observation, budget) in enumerate(questions):
+            try:
+                rows.append(self._row(place, observation, budget, started_ns))
+            except ValueError as error:
+                answers[place] = NoThought(str(error))
+        rows, late = self._admitted(rows, started_ns)
+        for row in late:
+            waited_us = row.waited_ns // NS_PER_US
+            answers[row.place] = NoThought("there was no time left to think", True, waited_us)
+        if rows and (self.batches or len(rows) == 1):
+            self._think(rows)
+        else:
+            self._think_in_turn(rows)
+        answers |= self._answers(rows, started_ns)
+        return [answers[place] for place in range(len(questions))]
 
     @property
     def _max_cycles(self) -> int:
         return self.config.convergence.n_cycles * self._m_max
 
-    def _cycle(self, state: Any, encoded: Any, convergence: HierarchicalConvergence) -> Any:
+    def _row(self, place: int, observation: Observation, budget: Budget, started_ns: int) -> Row:
+        """Check a question; raise ValueError for one that cannot be thought about."""
+        check_budget(budget, self._max_cycles)
+        row = Row(
+            place,
+            observation.allowed_actions,
+            as_row(observation, self.config.inputs, self._vocabularies),
+            budget,
+            min_segments(observation.complexity, self._m_max),
+            HierarchicalConvergence(self.config.convergence.convergence_thresh),
+        )
+        row.count_time(started_ns)
+        return row
+
+    def _admitted(self, rows: list[Row], started_ns: int) -> tuple[list[Row], list[Row]]:
+        """Return the rows there is time for, and the others, which would make all of them late.
+
+        The more think together, the longer the shortest thought takes: those with the least time
+        left are given up first. One that has time left is always tried.
+        """
+        patient = sorted(rows, key=lambda row: -row.deadline_ns)
+        count = sum(row.deadline_ns > started_ns for row in patient)
+        while count > 1 and started_ns + self._least_ns(count) > patient[count - 1].deadline_ns:
+            count -= 1
+        return sorted(patient[:count], key=lambda row: row.place), patient[count:]
+
+    def _least_ns(self, rows: int) -> float:
+        """Return what the shortest thought about so many rows likely takes."""
+        times, size = (1, rows) if self.batches else (rows, 1)
+        return self._finish_cost.likely_ns(rows) + times * (
+            self._encode_cost.likely_ns(size)
+            + self._cycle_cost.likely_ns(size)
+            + self._read_cost.likely_ns(size)
+        )
+
+    def _think_in_turn(self, rows: list[Row]) -> None:
+        """Think about one row after the other, each with its share of the time that is left."""
+        until_ns = min((row.until_ns for row in rows), default=inf)
+        for number, row in enumerate(rows):
+            now_ns = self._clock_ns()
+            row.until_ns = min(row.until_ns, now_ns + (until_ns - now_ns) / (len(rows) - number))
+            self._think([row])
+
+    def _think(self, rows: list[Row]) -> None:
+        """Run cycles over a batch until every row is done; those that are leave it."""
+        until_ns = min(row.until_ns for row in rows)
+        before_ns = self._clock_ns()
+        encoded = self._engine.encode(stacked([row.inputs for row in rows]))
+        state = self._engine.start(encoded)
+        self._encode_cost.observe(len(rows), self._clock_ns() - before_ns)
+        for row in rows:
+            row.batch_size = len(rows)
+        while rows:
+            state = self._cycle(state, encoded, rows)
+            ends_segment = rows[0].cycles % self.config.convergence.n_cycles == 0
+            # A recorded depth asks nobody whether to halt.
+            was_read = ends_segment and self._clock_ns() <= until_ns < inf
+            if was_read:
+                self._read(state, rows)
+            for row in rows:
+                row.stop_reason = self._stop(row, was_read, len(rows), until_ns)
+            going = [number for number, row in enumerate(rows) if not row.is_done]
+            if len(going) < len(rows):
+                if not was_read:
+                    self._read(state, rows)
+                rows = [rows[number] for number in going]
+                if rows:
+                    state, encoded = self._engine.rows(state, encoded, going)
+
+    def _cycle(self, state: Any, encoded: Any, rows: list[Row]) -> Any:
         before_ns = self._clock_ns()
         after = self._engine.cycle(state, encoded)
-        (h,), (low,) = self._engine.residual(state, after)
-        convergence.observe(float(h), float(low))
-        self._cycle_cost.observe(self._clock_ns() - before_ns)
+        h, low = self._engine.residual(state, after)
+        for row, h_residual, l_residual in zip(rows, h.tolist(), low.tolist(), strict=True):
+            row.moved(h_residual, l_residual)
+        self._cycle_cost.observe(len(rows), self._clock_ns() - before_ns)
         return after
 
+    def _read(self, state: Any, rows: list[Row]) -> None:
+        before_ns = self._clock_ns()
+        reading: Reading = self._engine.read(state)
+        is_sound = all(np.isfinite(numbers).all() for numbers in vars(reading).values())
+        for number, row in enumerate(rows):
+            row.look(reading, number)
+            if not is_sound:
+                row.check()
+        self._read_cost.observe(len(rows), self._clock_ns() - before_ns)
+
     def _stop(
-        self,
-        state: Any,
-        cycles: int,
-        floor: int,
-        convergence: HierarchicalConvergence,
-        deadline_ns: float,
+        self, row: Row, was_read: bool, batch_size: int, until_ns: float
     ) -> StopReason | None:
-        """Say why to stop after this cycle, or None to go on."""
-        if self._clock_ns() > deadline_ns:
+        """Say why a row is to stop after this cycle, or None to go on."""
+        if isinstance(row.budget, RecordedBudget):
+            return "recorded" if row.cycles == row.budget.cycles else None
+        if self._clock_ns() > until_ns:
             return "deadline"
-        segments, into_the_next = divmod(cycles, self.config.convergence.n_cycles)
-        if into_the_next == 0:
-            if segments >= self._m_max:
-                return "max_segments"
-            q_halt, q_continue = self._read(state).q[0].tolist()
-            if should_halt(q_halt, q_continue, segments, floor, self._m_max):
-                return "halted"
-        if convergence.is_converged():
+        if row.cycles == self._max_cycles:
+            return "max_segments"
+        segments = row.cycles // self.config.convergence.n_cycles
+        if was_read and row.wants_to_halt(segments, self._m_max):
+            return "halted"
+        if row.convergence.is_converged():
             return "converged"
         # The floor of a complex market yields here: the deadline is asked whatever the depth.
-        needed_ns = self._cycle_cost.likely_ns + self._finish_cost.likely_ns
-        return "deadline" if self._clock_ns() + needed_ns > deadline_ns else None
-
-    def _read(self, state: Any) -> Reading:
-        reading = self._engine.read(state)
-        for name, numbers in vars(reading).items():
-            if not np.isfinite(numbers).all():
-                raise ValueError(
-                    f"the model's {name} is {numbers.tolist()}: it must be finite, hold this bar "
-                    "and check the released weights"
-                )
-        return reading
-
-    def _check_budget(self, budget: DeadlineBudget | RecordedBudget) -> None:
-        match budget:
-            case DeadlineBudget(milliseconds=milliseconds):
-                if not 0.0 < milliseconds < math.inf:
-                    raise ValueError(
-                        f"a deadline must be a positive number of milliseconds, was {milliseconds}"
-                    )
-            case RecordedBudget(cycles=cycles):
-                if not 1 <= cycles <= self._max_cycles:
-                    raise ValueError(
-                        f"recorded cycles must be in 1..{self._max_cycles} for this model, was "
-                        f"{cycles}: replay with the model that made the recording"
-                    )
-
-    def _inputs(self, observation: Observation) -> Batch:
-        """Turn an observation into a batch of one."""
-        sizes = self.config.inputs
-        shapes = {
-            "bars": (sizes.window_bars, sizes.n_features),
-            "mask": (sizes.window_bars,),
-            "account": (ACCOUNT_WIDTH,),
-            "context": (sizes.n_context,),
-        }
-        for name, shape in shapes.items():
-            value: NDArray[Any] = getattr(observation, name)
-            if value.shape != shape:
-                raise ValueError(f"{name} must have the shape {shape}, was {value.shape}")
-            if not np.isfinite(value).all():
-                place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(value))[0])
-                raise ValueError(f"{name}{list(place)} is {value[place]}: inputs must be finite")
-        if not observation.mask.any():
-            raise ValueError("mask marks no bar as present: hold until there is something to read")
-        if len(observation.allowed_actions) != len(Action) or not any(observation.allowed_actions):
-            raise ValueError(
-                f"allowed_actions must allow at least one of {len(Action)} actions, was "
-                f"{observation.allowed_actions}: HOLD is always possible"
-            )
-        instrument = self._vocabularies.instrument_row(observation.instrument)
-        timeframe = self._vocabularies.timeframe_row(observation.timeframe)
-        return Batch(
-            bars=np.asarray(observation.bars[None], np.float32),
-            bars_mask=np.asarray(observation.mask[None], np.bool_),
-            instrument=np.array([instrument], np.int64),
-            timeframe=np.array([timeframe], np.int64),
-            account=np.asarray(observation.account[None], np.float32),
-            context=np.asarray(observation.context[None], np.float32),
+        needed_ns = (
+            self._cycle_cost.likely_ns(batch_size)
+            + self._read_cost.likely_ns(batch_size)
+            + self._finish_cost.likely_ns(batch_size)
         )
+        return "deadline" if self._clock_ns() + needed_ns > until_ns else None
+
+    def _answers(self, rows: list[Row], started_ns: int) -> dict[int, Answer]:
+        """Return the answers by place; all are ready at the same time."""
+        before_ns = self._clock_ns()
+        found = {row.place: row.answer(self.config.convergence.n_cycles) for row in rows}
+        finished_ns = self._clock_ns()
+        if rows:
+            self._finish_cost.observe(len(rows), finished_ns - before_ns)
+        elapsed_us = (finished_ns - started_ns) // NS_PER_US
+        return {
+            place: replace(answer, elapsed_us=elapsed_us) if isinstance(answer, Thought) else answer
+            for place, answer in found.items()
+        }
 
 
 def _limited(config: HRMConfig, limits: HRMConfig) -> HRMConfig:
@@ -268,18 +289,3 @@ def _limited(config: HRMConfig, limits: HRMConfig) -> HRMConfig:
         adaptive_computation={"m_max": depth},
         convergence={"convergence_thresh": limits.convergence.convergence_thresh},
     )
-
-
-def _softmax(
-    logits: NDArray[np.float32], allowed: tuple[bool, ...] | None = None
-) -> tuple[float, ...]:
-    """Return probabilities in double precision, 0 where an action is not allowed."""
-    mask = np.ones(len(logits), dtype=np.bool_) if allowed is None else np.array(allowed)
-    doubles = logits.astype(np.float64)
-    weights = np.exp(np.where(mask, doubles - doubles[mask].max(), -np.inf))
-    return tuple((weights / weights.sum()).tolist())
-
-
-def _sigmoid(logit: np.float32) -> float:
-    # tanh saturates where exp would overflow.
-    return 0.5 + 0.5 * math.tanh(0.5 * float(logit))

@@ -17,6 +17,7 @@ from hrm.weights import SPECIAL_TOKENS, Arrays
 
 TOLERANCE = 1e-4  # of states of unit size and of logits: rounding of float32 in another order
 CHECK_SEED, CHECK_ROWS, CHECK_CYCLES = 11, 2, 3
+BATCHES_CHECKED = (2, 3, 8, 20)  # a kernel takes rows in blocks and treats the rest apart
 
 State = tuple[Floats, Floats]
 
@@ -140,7 +141,7 @@ def largest_difference(engine: Engine[Any, Any], arrays: Arrays, config: HRMConf
 
     Some bars of the drawn inputs are absent. Not a number where the engine's answer is none.
     """
-    batch = _drawn_batch(config)
+    batch = _drawn_batch(config, CHECK_ROWS)
     reference = NumpyReference(arrays, config)
     encoded, expected = engine.encode(batch), reference.encode(batch)
     state, wanted = engine.start(encoded), reference.start(expected)
@@ -150,6 +151,39 @@ def largest_difference(engine: Engine[Any, Any], arrays: Arrays, config: HRMConf
         ours, theirs = vars(engine.read(state)), vars(reference.read(wanted))
         found += [float(np.abs(ours[name] - theirs[name]).max()) for name in theirs]
     return float(np.max(found))  # np.max, because max() may lose a NaN
+
+
+def rows_stand_alone(engine: Engine[Any, Any], config: HRMConfig) -> bool:
+    """Tell whether a row says the same alone and in batches of some sizes, to the bit.
+
+    Only then may decisions be thought about together: a replay thinks about each alone.
+    """
+    batch = _drawn_batch(config, max(BATCHES_CHECKED))
+    for rows in BATCHES_CHECKED:
+        together = _courses(engine, _slice(batch, 0, rows), keep=range(rows))
+        for row in {0, rows - 1}:
+            alone = _courses(engine, _slice(batch, row, row + 1), keep=[0])
+            if any(not np.array_equal(a[row], b[0]) for a, b in zip(together, alone, strict=True)):
+                return False
+    return True
+
+
+def _courses(
+    engine: Engine[Any, Any], batch: Batch, keep: Sequence[int]
+) -> list[NDArray[np.float32]]:
+    """Return residuals and heads after each of some cycles."""
+    encoded = engine.encode(batch)
+    before = engine.start(encoded)
+    found: list[NDArray[np.float32]] = []
+    for _ in range(CHECK_CYCLES):
+        after = engine.cycle(before, encoded)
+        found += [*engine.residual(before, after), *vars(engine.read(after)).values()]
+        before, encoded = engine.rows(after, encoded, keep)
+    return found
+
+
+def _slice(batch: Batch, first: int, end: int) -> Batch:
+    return Batch(**{name: value[first:end] for name, value in vars(batch).items()})
 
 
 def start_state(arrays: Arrays, config: HRMConfig, rows: int) -> State:
@@ -170,9 +204,9 @@ def residual(before: Floats, after: Floats) -> Floats:
     return ratio
 
 
-def _drawn_batch(config: HRMConfig) -> Batch:
+def _drawn_batch(config: HRMConfig, rows: int) -> Batch:
     draw, sizes = np.random.default_rng(CHECK_SEED), config.inputs
-    mask = np.ones((CHECK_ROWS, sizes.window_bars), dtype=np.bool_)
+    mask = np.ones((rows, sizes.window_bars), dtype=np.bool_)
     mask[0, : sizes.window_bars // 2] = False
 
     def normal(*shape: int) -> Floats:
@@ -181,10 +215,10 @@ def _drawn_batch(config: HRMConfig) -> Batch:
     return Batch(
         bars=normal(*mask.shape, sizes.n_features),
         bars_mask=mask,
-        instrument=draw.integers(0, sizes.instruments, CHECK_ROWS),
-        timeframe=draw.integers(0, sizes.timeframes, CHECK_ROWS),
-        account=normal(CHECK_ROWS, ACCOUNT_WIDTH),
-        context=normal(CHECK_ROWS, sizes.n_context),
+        instrument=draw.integers(0, sizes.instruments, rows),
+        timeframe=draw.integers(0, sizes.timeframes, rows),
+        account=normal(rows, ACCOUNT_WIDTH),
+        context=normal(rows, sizes.n_context),
     )
 
 

@@ -31,9 +31,16 @@ class Observation:
 
 @dataclass(frozen=True)
 class DeadlineBudget:
-    """Think until done, or until so many milliseconds from the call of `reason` are used."""
+    """Think until done, or until so many milliseconds are used.
+
+    They count from `since_ns` on the thinker's clock; where that is None, from the call. A thought
+    that begins early leaves the last `reserve_ms` to others yet to come; one that begins late gets
+    as many, as far as they are left.
+    """
 
     milliseconds: float
+    since_ns: int | None = None
+    reserve_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,9 @@ class Thought:
     where disallowed; confidence: that of the chosen one. h_confidence, l_confidence: what each
     module by itself gives the chosen action among all five, disallowed ones included. segments:
     whole ones; cycles: all of them. residual: relative change of H in the last cycle. q_halt,
-    q_continue: estimated chances that stopping here, or going on, is right.
+    q_continue: estimated chances that stopping here, or going on, is right. elapsed_us: from the
+    call until all that were thought about together were answered; waited_us: from the beginning of
+    the deadline until the call; batch_size: how many began together.
     """
 
     action: int
@@ -68,3 +77,19 @@ class Thought:
     q_halt: float
     q_continue: float
     elapsed_us: int
+    waited_us: int = 0
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class NoThought:
+    """Say why an observation has no answer: it is wrong, the model's is, or there was no time."""
+
+    reason: str
+    is_late: bool = False
+    waited_us: int = 0
+
+
+Budget = DeadlineBudget | RecordedBudget
+Question = tuple[Observation, Budget]
+Answer = Thought | NoThought

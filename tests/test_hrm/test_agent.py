@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from model_builders import a_card, a_config, a_model, an_observation
 from torch import Tensor
 
-from hrm.agent import CostEstimate, HRMAgent
+from hrm.agent import HRMAgent
 from hrm.config import Action, HRMConfig
+from hrm.costs import CostEstimate
 from hrm.eager_engine import EagerEngine
 from hrm.engine import Batch, Reading
 from hrm.integrity import save_release
