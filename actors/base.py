@@ -5,13 +5,24 @@ restarting) is the runner's. The class line is the wiring: inputs and outputs ar
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin
 
 from actors.messages import Message
 
 In = TypeVar("In", bound=Message)
 Out = TypeVar("Out", bound=Message)
+
+
+class Arrival(NamedTuple, Generic[In]):
+    """A message, and when what led to it reached us.
+
+    since_ns: on the monotonic clock, for actors that must answer in time; None where no clock
+    counts.
+    """
+
+    message: In
+    since_ns: int | None = None
 
 
 class Actor(ABC, Generic[In, Out]):
@@ -25,11 +36,22 @@ class Actor(ABC, Generic[In, Out]):
     memory_ns: ClassVar[int | None] = None
     """How far back, in market time, the state reaches; None: to the start of the session."""
     heavy: ClassVar[bool] = False
-    """Run `handle` in a worker thread, since it computes for milliseconds."""
+    """Run `handle_many` in a worker thread, since it computes for milliseconds."""
+    together: int = 1
+    """Of a heavy actor: the most messages that it may be given at a time."""
 
     @abstractmethod
     def handle(self, message: In) -> Iterable[Out]:
         """Fold one message into the state and yield what follows from it."""
+
+    def handle_many(self, arrivals: Sequence[Arrival[In]]) -> Iterator[Sequence[Out]]:
+        """Handle messages in order; yield the outputs of each, in the same order.
+
+        What follows from each must be what `handle` would yield. Raises in the place of the first
+        message that fails; the state is then of no more use.
+        """
+        for message, _ in arrivals:
+            yield list(self.handle(message))
 
     def remember(self, message: In) -> object:
         """Fold a message whose outputs are known already, as recovery does.

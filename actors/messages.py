@@ -184,8 +184,10 @@ class Decision(Message, frozen=True, kw_only=True):
     l_confidence: float = 0.0
     value: float = 0.0
     probabilities: tuple[float, ...] = ()
-    budget_ms: float = 0.0
+    budget_ms: float = 0.0  # left for thinking when it began
     elapsed_us: int = 0
+    waited_us: int = 0  # from the market event that led here until thinking began
+    batch_size: int = 0  # decisions thought about together
     model_digest: str = ""
     late: bool = False  # the answer came after its deadline: the action is HOLD
     failed: bool = False  # no valid answer: the action is HOLD

@@ -68,8 +68,9 @@ class MonitoringActor(Actor[Input, Output]):
     is crossed and once, as info, when it is over: after ten calm values in a row. All state is of
     fixed size: histograms, counters with a bounded number of keys, windows of fixed length.
 
-    The fallback policy is `hold`: after `failures_before_fallback` late or failed inferences in a
-    row one PolicySwitch goes out, and the next only after somebody has switched back to the model.
+    The fallback policy is `hold`: after late or failed inferences at `failures_before_fallback` bar
+    closes in a row one PolicySwitch goes out, and the next only after somebody has switched back to
+    the model.
     """
 
     name = "monitoring"
@@ -84,6 +85,7 @@ class MonitoringActor(Actor[Input, Output]):
         self._watches = {actor: _Watch(settings) for actor in sorted(expected_actors)}
         self._policy: Policy = "hrm"
         self._failures_in_a_row = 0
+        self._failed_close_ns = 0  # bar close of the last of them
         self._is_stopped = False
         self._latency = _Gauge(settings.latency_warning_ms, settings.latency_critical_ms)
         self._decision_errors = _Gauge(settings.error_rate_warning, settings.error_rate_critical)
@@ -305,7 +307,12 @@ class MonitoringActor(Actor[Input, Output]):
             yield self._alert(severity, text, "Failing decisions")
 
     def _judge_model(self, decision: Decision, inference: "_Inference") -> Iterator[Output]:
-        self._failures_in_a_row = self._failures_in_a_row + 1 if inference.is_bad else 0
+        if not inference.is_bad:
+            self._failures_in_a_row = 0
+        elif self._failures_in_a_row == 0 or decision.bar_close_ns != self._failed_close_ns:
+            # Instruments that close together are thought about together: one stall is one failure.
+            self._failures_in_a_row += 1
+            self._failed_close_ns = decision.bar_close_ns
         limit = self._settings.failures_before_fallback
         if self._failures_in_a_row < limit or self._policy == "hold":
             return

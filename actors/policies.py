@@ -186,7 +186,7 @@ class ComplexitySettings(ActorSettings):
 
 
 class ReasoningSettings(ActorSettings):
-    """Say when reasoning may begin.
+    """Say when reasoning may begin, and how many decisions it takes together.
 
     How long and how deep it may think is the model's own section, in hrm.config.
     """
@@ -194,6 +194,8 @@ class ReasoningSettings(ActorSettings):
     warm_up_bars: int = Field(default=96, ge=1, le=5000)
     """Closed bars seen before the first decision that is not HOLD: the model's window of 64 and
     the 32 bars that its features look back."""
+    max_together: int = Field(default=32, ge=1, le=256)
+    """Messages handled at a time; the decisions among them are thought about as one batch."""
 
 
 class RiskLimits(ActorSettings):

@@ -5,26 +5,26 @@ an order is risk's.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.base import Actor
-from actors.instruments import InstrumentCatalogue
-from actors.messages import (
-    ACTIONS,
-    Action,
-    Bar,
-    Decision,
-    MarketContext,
-    Policy,
-    PolicySwitch,
-    Position,
+from actors.base import Actor, Arrival
+from actors.deciding import (
+    ThinkingFailed,
+    check,
+    decision,
+    decision_id,
+    hold,
+    steering_complexity,
+    too_late,
 )
+from actors.instruments import InstrumentCatalogue
+from actors.messages import Bar, Decision, MarketContext, PolicySwitch, Position
 from actors.policies import ReasoningSettings
 from actors.session import timeframe_minutes
 from hrm.config import HRMConfig
@@ -36,7 +36,14 @@ from hrm.features import (
     context_features,
     valid_actions,
 )
-from hrm.thought import DeadlineBudget, Observation, RecordedBudget, Thought
+from hrm.thought import (
+    Answer,
+    DeadlineBudget,
+    NoThought,
+    Observation,
+    Question,
+    RecordedBudget,
+)
 
 Input = MarketContext | Position | PolicySwitch
 
@@ -44,9 +51,12 @@ THINKING_SHARE = 0.9
 """Share of the deadline given to the thinker, so that its last step may take a little longer than
 expected without making the answer late."""
 
+RESERVE_SHARE = 0.3
+"""Share of the deadline that a thought leaves unused while other instruments' contexts of the same
+bar close are still to come: one that comes while it thinks has at least as much left."""
+
 _NS_PER_MINUTE = 60_000_000_000
-_ENTRIES = ("BUY_LONG", "SELL_SHORT")
-_SUM_TOLERANCE = 1e-6
+_US_PER_MS = 1000
 
 
 class Thinker(Protocol):
@@ -62,13 +72,9 @@ class Thinker(Protocol):
         """SHA-256 of the model's weights."""
         ...
 
-    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
-        """Think within the budget; raise ValueError or ThinkingFailed if there is no answer."""
+    def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer each within its budget; raise ValueError or ThinkingFailed if none has one."""
         ...
-
-
-class ThinkingFailed(Exception):
-    """The thinker gave no answer, for the reason in the text: it died, or did not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,17 @@ class Recorded:
         return cls(decision.cycles, decision.late, decision.stop_reason, failure)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A context that the thinker is to be asked about, and what a recording says of it."""
+
+    context: MarketContext
+    observation: Observation
+    since_ns: int | None  # when its deadline began
+    deadline_ms: float  # 0 where the recording says how deep
+    record: Recorded | None
+
+
 class ReasoningActor(Actor[Input, Decision]):
     """Answer each market context with exactly one decision, HOLD wherever there is doubt.
 
@@ -99,7 +116,8 @@ class ReasoningActor(Actor[Input, Decision]):
     model's best action among those that the position allows.
 
     The same messages give the same decisions only for the same depth of thought: a replay hands in
-    `recorded`, which tells for a decision id what had happened then.
+    `recorded`, which tells for a decision id what had happened then. What is thought about together
+    says what each says alone.
 
     Its memory is all retained messages: the window of bars reaches over days, and the position may
     be older still.
@@ -116,12 +134,13 @@ class ReasoningActor(Actor[Input, Decision]):
         initial_capital: Decimal,
         *,
         no_thinker_because: str = "none is loaded",
-        budget_for: Callable[[MarketContext], DeadlineBudget] | None = None,
+        deadline_for: Callable[[MarketContext], float] | None = None,
         recorded: Callable[[str], Recorded | None] | None = None,
     ) -> None:
         """`thinker` None: hold always, and give `no_thinker_because` as the reason.
 
-        budget_for: the deadline of one decision, by default the model's max_inference_time_ms.
+        deadline_for: milliseconds from the market event to the decision, by default the model's
+        max_inference_time_ms.
         """
         if not initial_capital.is_finite() or initial_capital <= 0:
             raise ValueError(f"initial_capital must be above 0 rupees, was {initial_capital}")
@@ -129,19 +148,142 @@ class ReasoningActor(Actor[Input, Decision]):
         self._no_thinker_because = no_thinker_because
         self._catalogue = catalogue
         self._initial_capital = initial_capital
-        self._budget_for = budget_for
+        self._deadline_for = deadline_for
         self._recorded = recorded
         # One row of features needs this many bars, whatever the settings say.
         self._needed_bars = max(settings.warm_up_bars, WARMUP_BARS + 1)
         self._window_bars = WINDOW_BARS if thinker is None else thinker.config.inputs.window_bars
         self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by instrument and timeframe
+        self._closes: dict[tuple[str, str], int] = {}  # when the last bar of each ended
+        self.together = settings.max_together
         self._positions: dict[str, Position] = {}
         self._hold_because: str | None = None
 
     def handle(self, message: Input) -> Iterator[Decision]:
-        problem = self.remember(message)
-        if isinstance(message, MarketContext):
-            yield self._decide(message, problem)
+        for decisions in self.handle_many([Arrival(message)]):
+            yield from decisions
+
+    def handle_many(self, arrivals: Sequence[Arrival[Input]]) -> Iterator[Sequence[Decision]]:
+        """Fold messages one by one, then think about the contexts among them as one batch.
+
+        Thinking changes no state, so each context is decided on as it was when its turn came.
+        """
+        folded: list[_Asked | Decision | None] = []
+        failure: Exception | None = None
+        for arrival in arrivals:
+            try:
+                folded.append(self._fold(arrival))
+            except Exception as error:  # noqa: BLE001 - the runner's, after those before it
+                failure = error
+                break
+        yield from self._decided(folded)
+        if failure is not None:
+            raise failure
+
+    def _fold(self, arrival: Arrival[Input]) -> "_Asked | Decision | None":
+        """Take a message in; return what there is to ask, the decision without asking, or None."""
+        problem = self.remember(arrival.message)
+        if not isinstance(arrival.message, MarketContext):
+            return None
+        context = arrival.message
+        if self._hold_because is not None:
+            return hold(context, f"hold policy: {self._hold_because}", policy="hold")
+        if self._thinker is None:
+            return hold(context, f"no valid model: {self._no_thinker_because}", policy="hold")
+        if problem is not None:
+            return hold(context, f"no valid bar: {problem}", failed=True)
+        if not context.bar.is_continuous:
+            return hold(context, "not continuous: the bar's prices come from an auction")
+        seen = len(self._windows[context.instrument, context.timeframe].stream)
+        if seen < self._needed_bars:
+            return hold(context, f"warming up: {seen} of {self._needed_bars} bars")
+        try:
+            return self._asked(self._thinker, context, arrival.since_ns)
+        except (ValueError, ThinkingFailed) as error:
+            return self._failed(context, str(error))
+
+    def _asked(
+        self, thinker: Thinker, context: MarketContext, since_ns: int | None
+    ) -> "_Asked | Decision":
+        observation = self._observe(context)
+        if self._recorded is None:
+            return _Asked(context, observation, since_ns, self._deadline_ms(thinker, context), None)
+        record = self._recorded(decision_id(context))
+        if record is not None and record.failure is not None:
+            return hold(context, record.failure, failed=True, model_digest=thinker.digest)
+        if record is not None and record.late and record.cycles == 0:
+            return too_late(context, 0, thinker.digest)
+        if record is None or record.cycles == 0:
+            raise ThinkingFailed("the recording holds no thought for this decision")
+        return _Asked(context, observation, None, 0.0, record)
+
+    def _question(self, asked: _Asked) -> Question:
+        """Say how long, or how deep, to think; not before the whole batch has been folded."""
+        if asked.record is not None:
+            return asked.observation, RecordedBudget(asked.record.cycles)
+        milliseconds = asked.deadline_ms
+        reserve_ms = self._reserve_share(asked.context) * milliseconds
+        return (
+            asked.observation,
+            DeadlineBudget(THINKING_SHARE * milliseconds, asked.since_ns, reserve_ms),
+        )
+
+    def _reserve_share(self, context: MarketContext) -> float:
+        """Return what to leave for contexts of this bar close that are still to come."""
+        close_ns = self._closes[context.instrument, context.timeframe]
+        bar_ns = timeframe_minutes(context.timeframe) * _NS_PER_MINUTE
+        is_awaited = any(
+            timeframe == context.timeframe and close_ns - bar_ns <= other_ns < close_ns
+            for (_, timeframe), other_ns in self._closes.items()
+        )
+        return RESERVE_SHARE if is_awaited else 0.0
+
+    def _decided(
+        self, folded: Sequence["_Asked | Decision | None"]
+    ) -> Iterator[Sequence[Decision]]:
+        """Yield the decisions of each message; the thinker is asked when the first one needs it."""
+        asked = [one for one in folded if isinstance(one, _Asked)]
+        answers: Iterator[Answer] | None = None
+        for one in folded:
+            if not isinstance(one, _Asked):
+                yield () if one is None else (one,)
+                continue
+            answers = answers or iter(self._ask(asked))
+            yield (self._concluded(one, next(answers)),)
+
+    def _ask(self, asked: Sequence[_Asked]) -> list[Answer]:
+        if self._thinker is None:
+            raise ThinkingFailed(self._no_thinker_because)
+        try:
+            return self._thinker.reason_many([self._question(one) for one in asked])
+        except (ValueError, ThinkingFailed) as error:
+            return [NoThought(str(error))] * len(asked)
+
+    def _concluded(self, asked: _Asked, answer: Answer) -> Decision:
+        context, digest = asked.context, "" if self._thinker is None else self._thinker.digest
+        if isinstance(answer, NoThought):
+            if answer.is_late:
+                return too_late(context, answer.waited_us, digest)
+            return self._failed(context, answer.reason)
+        try:
+            check(answer, asked.observation)
+        except ThinkingFailed as error:
+            return self._failed(context, str(error))
+        if asked.record is None:
+            is_late = answer.waited_us + answer.elapsed_us > _US_PER_MS * asked.deadline_ms
+            stop_reason: str = answer.stop_reason
+        else:
+            is_late, stop_reason = asked.record.late, asked.record.stop_reason
+        return decision(context, answer, is_late, stop_reason, asked.deadline_ms, digest)
+
+    def _failed(self, context: MarketContext, reason: str) -> Decision:
+        digest = "" if self._thinker is None else self._thinker.digest
+        return hold(context, f"no valid answer: {reason}", failed=True, model_digest=digest)
+
+    def _deadline_ms(self, thinker: Thinker, context: MarketContext) -> float:
+        if self._deadline_for is not None:
+            return self._deadline_for(context)
+        return thinker.config.performance.max_inference_time_ms
 
     def remember(self, message: Input) -> str | None:
         """Fold a message without deciding, for a start whose decisions are known already.
@@ -177,54 +319,10 @@ class ReasoningActor(Actor[Input, Decision]):
                 days_to_expiry=bar.days_to_expiry,
                 spread=None if bar.spread is None else float(bar.spread),
             )
+            self._closes[key] = bar.open_ns + bar_ns
         except ValueError as error:
             return str(error)
         return None
-
-    def _decide(self, context: MarketContext, problem: str | None) -> Decision:
-        if self._hold_because is not None:
-            return _hold(context, f"hold policy: {self._hold_because}", policy="hold")
-        if self._thinker is None:
-            return _hold(context, f"no valid model: {self._no_thinker_because}", policy="hold")
-        if problem is not None:
-            return _hold(context, f"no valid bar: {problem}", failed=True)
-        if not context.bar.is_continuous:
-            return _hold(context, "not continuous: the bar's prices come from an auction")
-        seen = len(self._windows[context.instrument, context.timeframe].stream)
-        if seen < self._needed_bars:
-            return _hold(context, f"warming up: {seen} of {self._needed_bars} bars")
-        try:
-            return self._think(self._thinker, context)
-        except (ValueError, ThinkingFailed) as error:
-            return _hold(
-                context, f"no valid answer: {error}", failed=True, model_digest=self._thinker.digest
-            )
-
-    def _think(self, thinker: Thinker, context: MarketContext) -> Decision:
-        observation = self._observe(context)
-        if self._recorded is None:
-            budget = self._deadline(thinker, context)
-            thought = thinker.reason(
-                observation, DeadlineBudget(THINKING_SHARE * budget.milliseconds)
-            )
-            is_late = thought.elapsed_us > 1000 * budget.milliseconds
-            stop_reason: str = thought.stop_reason
-            budget_ms = budget.milliseconds
-        else:
-            record = self._recorded(_decision_id(context))
-            if record is not None and record.failure is not None:
-                return _hold(context, record.failure, failed=True, model_digest=thinker.digest)
-            if record is None or record.cycles == 0:
-                raise ThinkingFailed("the recording holds no thought for this decision")
-            thought = thinker.reason(observation, RecordedBudget(record.cycles))
-            is_late, stop_reason, budget_ms = record.late, record.stop_reason, 0.0
-        _check(thought, observation)
-        return _decision(context, thought, is_late, stop_reason, budget_ms, thinker.digest)
-
-    def _deadline(self, thinker: Thinker, context: MarketContext) -> DeadlineBudget:
-        if self._budget_for is not None:
-            return self._budget_for(context)
-        return DeadlineBudget(thinker.config.performance.max_inference_time_ms)
 
     def _observe(self, context: MarketContext) -> Observation:
         """Turn window, account and context into what the model reads."""
@@ -286,109 +384,6 @@ class ReasoningActor(Actor[Input, Decision]):
         largest = instrument.max_lots(position.average_price, capital, Decimal(0))
         share = min(lots / largest, 1.0) if largest else 1.0
         return math.copysign(share, position.net_quantity)
-
-
-def _check(thought: Thought, observation: Observation) -> None:
-    """Refuse an answer that cannot be one, wherever the thinker runs."""
-    if not 0 <= thought.action < len(ACTIONS) or not observation.allowed_actions[thought.action]:
-        raise ThinkingFailed(f"action {thought.action} is not allowed in this position")
-    ratios = {
-        "size_fraction": thought.size_fraction,
-        "confidence": thought.confidence,
-        "h_confidence": thought.h_confidence,
-        "l_confidence": thought.l_confidence,
-    }
-    for name, value in ratios.items():
-        if not 0.0 <= value <= 1.0 + _SUM_TOLERANCE:  # false for NaN too
-            raise ThinkingFailed(f"{name} must be in [0, 1], was {value}")
-
-
-def _decision(
-    context: MarketContext,
-    thought: Thought,
-    is_late: bool,
-    stop_reason: str,
-    budget_ms: float,
-    digest: str,
-) -> Decision:
-    action: Action = "HOLD" if is_late else ACTIONS[thought.action]
-    if is_late:
-        # No figures here: what a clock measured is not the same in a replay.
-        reason = "late: the answer came after its deadline"
-    else:
-        reason = f"{stop_reason} after {thought.cycles} cycles, {thought.confidence:.0%} sure"
-    return Decision(
-        **_what(context),
-        action=action,
-        size_fraction=_size(action, thought),
-        confidence=0.0 if is_late else min(thought.confidence, 1.0),
-        policy="hrm",
-        reason=reason,
-        reasoning_depth=thought.segments,
-        cycles=thought.cycles,
-        stop_reason=stop_reason,
-        h_confidence=thought.h_confidence,
-        l_confidence=thought.l_confidence,
-        value=thought.value,
-        probabilities=thought.probabilities,
-        budget_ms=budget_ms,
-        elapsed_us=thought.elapsed_us,
-        model_digest=digest,
-        late=is_late,
-    )
-
-
-def _size(action: Action, thought: Thought) -> float:
-    """Return the wanted share: the model sizes entries only, an exit leaves the whole position."""
-    if action in _ENTRIES:
-        return min(thought.size_fraction, 1.0)
-    return 0.0 if action == "HOLD" else 1.0
-
-
-def _hold(
-    context: MarketContext,
-    reason: str,
-    *,
-    policy: Policy = "hrm",
-    failed: bool = False,
-    model_digest: str = "",
-) -> Decision:
-    return Decision(
-        **_what(context),
-        action="HOLD",
-        size_fraction=0.0,
-        confidence=0.0,
-        policy=policy,
-        reason=reason,
-        failed=failed,
-        model_digest=model_digest,
-    )
-
-
-def steering_complexity(context: MarketContext) -> float:
-    """Return what sets the least depth of thought, in [0, 1].
-
-    The calibrated probability of a demanding window, where there is one; else the design's formula,
-    which is right about the next window less often (docs/complexity.md).
-    """
-    return context.complexity if context.demand is None else context.demand
-
-
-def _what(context: MarketContext) -> dict[str, Any]:
-    """Return the fields that say what was decided on."""
-    return {
-        "id": _decision_id(context),
-        "instrument": context.instrument,
-        "timeframe": context.timeframe,
-        "reference_price": context.bar.close,
-        "atr": context.atr,
-        "bar_close_ns": context.bar.close_ns,
-        "market_complexity": steering_complexity(context),
-    }
-
-
-def _decision_id(context: MarketContext) -> str:
-    return f"{context.instrument}@{context.bar.close_ns}"
 
 
 def _sign(position: Position | None) -> int:

@@ -41,7 +41,8 @@ def load_thinker(
         return None
     from hrm.agent import HRMAgent  # noqa: PLC0415 - loads the runtime, which only this one needs
 
-    limits = Settings.model_validate(plan.settings).hierarchical_reasoning_model
+    settings = Settings.model_validate(plan.settings)
+    limits = settings.hierarchical_reasoning_model
     if "onnxruntime" not in plan.versions:  # begun before there was a choice
         limits = limits.changed(performance={"engine": "eager"})
     agent = HRMAgent.load(Path(plan.models_dir), monotonic_ns, limits)
@@ -52,7 +53,7 @@ def load_thinker(
         )
     if agent.choice is not None and agent.choice.reason:
         get_logger(model=agent.digest).warning("slower engine", reason=agent.choice.reason)
-    agent.warm_up()
+    agent.warm_up(settings.reasoning.max_together)
     return agent
 
 

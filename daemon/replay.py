@@ -23,8 +23,13 @@ from daemon.plan import read_plan
 from daemon.runner import DEAD_LETTER_RUNBOOK
 from daemon.wiring import NAMES, Workshop
 
-_MEASURED: Mapping[str, Any] = {"elapsed_us": 0, "budget_ms": 0.0}
-"""Fields of a decision that a real clock wrote, with the value that stands for 'not compared'."""
+_MEASURED: Mapping[str, Any] = {
+    "elapsed_us": 0,
+    "budget_ms": 0.0,
+    "waited_us": 0,
+    "batch_size": 0,
+}
+"""Fields of a decision that say how fast it was, with the value that stands for 'not compared'."""
 
 
 class Difference(msgspec.Struct, frozen=True):

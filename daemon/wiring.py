@@ -20,7 +20,6 @@ from actors.session import SessionCalendar, SessionTable
 from daemon.errors import ReplayError
 from daemon.plan import SessionPlan
 from daemon.settings import Settings
-from hrm.thought import DeadlineBudget
 
 Consequence = Literal["halt", "restart"]
 
@@ -120,7 +119,7 @@ class Workshop:
                     self.catalogue,
                     settings.risk_limits.initial_capital,
                     no_thinker_because=self.no_model_reason,
-                    budget_for=lambda _: DeadlineBudget(deadline_ms),
+                    deadline_for=lambda _: deadline_ms,
                     recorded=recorded,
                 )
             case "risk":

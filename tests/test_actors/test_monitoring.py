@@ -159,6 +159,21 @@ def test_three_bad_inferences_in_a_row_take_the_model_out_once() -> None:
     assert said(more, "Fallback to hold") == []
 
 
+def test_decisions_that_failed_at_the_same_bar_close_are_one_failure() -> None:
+    names = [f"share {number}" for number in range(20)]
+
+    def stall(number: int) -> list[Decision]:
+        return [a_thought(number, late=True, instrument=name) for name in names]
+
+    monitor = a_monitor()
+    two = outputs_of(monitor, *stall(0), *stall(1))
+    third = outputs_of(monitor, *stall(2))
+
+    assert switches_of(two) == []
+    [switch] = switches_of(third)
+    assert switch.reason == "3 inferences in a row were late or failed"
+
+
 def test_good_inferences_between_bad_ones_keep_the_model() -> None:
     decisions = [a_thought(n, late=n % 3 != 0) for n in range(30)]
 

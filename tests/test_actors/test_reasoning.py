@@ -1,8 +1,9 @@
 """Reasoning: one decision per context, HOLD wherever there is doubt, the same one in a replay."""
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -25,9 +26,18 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.base import Arrival
+from actors.deciding import ThinkingFailed
 from actors.messages import Decision, MarketContext, Message, Position
 from actors.policies import ReasoningSettings
-from actors.reasoning import THINKING_SHARE, ReasoningActor, Recorded, Thinker, ThinkingFailed
+from actors.reasoning import (
+    RESERVE_SHARE,
+    THINKING_SHARE,
+    Input,
+    ReasoningActor,
+    Recorded,
+    Thinker,
+)
 from hrm.agent import HRMAgent
 from hrm.config import HRMConfig
 from hrm.features import (
@@ -39,7 +49,16 @@ from hrm.features import (
 from hrm.integrity import save_release
 from hrm.manifest import FeatureRecord, ModelCard, Vocabularies
 from hrm.model import HierarchicalReasoningModel
-from hrm.thought import DeadlineBudget, Observation, RecordedBudget, Thought
+from hrm.thought import (
+    Answer,
+    Budget,
+    DeadlineBudget,
+    NoThought,
+    Observation,
+    Question,
+    RecordedBudget,
+    Thought,
+)
 
 CAPITAL = Decimal(100_000)
 NEEDED = 33
@@ -73,12 +92,15 @@ class ScriptedThinker:
             **changes,
         )
         self.observations: list[Observation] = []
-        self.budgets: list[DeadlineBudget | RecordedBudget] = []
+        self.budgets: list[Budget] = []
+        self.batches: list[int] = []
 
-    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
-        self.observations.append(observation)
-        self.budgets.append(budget)
-        return self._thought
+    def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
+        self.batches.append(len(questions))
+        for observation, budget in questions:
+            self.observations.append(observation)
+            self.budgets.append(budget)
+        return [self._thought] * len(questions)
 
 
 class FailingThinker(ScriptedThinker):
@@ -88,7 +110,7 @@ class FailingThinker(ScriptedThinker):
         super().__init__()
         self._error = error
 
-    def reason(self, observation: Observation, budget: DeadlineBudget | RecordedBudget) -> Thought:
+    def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
         raise self._error
 
 
@@ -318,6 +340,7 @@ def test_a_decision_carries_everything_the_thought_says() -> None:
         probabilities=(0.1, 0.1, 0.05, 0.05, 0.7),
         budget_ms=50.0,
         elapsed_us=20_000,
+        batch_size=1,
         model_digest="d" * 64,
     )
 
@@ -480,7 +503,7 @@ def test_the_thinker_gets_a_share_of_the_deadline() -> None:
     default, own = ScriptedThinker(), ScriptedThinker()
 
     decision_after(an_actor(default))
-    decision = decision_after(an_actor(own, budget_for=lambda context: DeadlineBudget(20.0)))
+    decision = decision_after(an_actor(own, deadline_for=lambda context: 20.0))
 
     assert default.budgets == [DeadlineBudget(THINKING_SHARE * 50.0)]
     assert own.budgets == [DeadlineBudget(THINKING_SHARE * 20.0)]
@@ -506,11 +529,144 @@ def test_an_impossible_capital_is_refused_at_the_start() -> None:
         ReasoningActor(ReasoningSettings(), None, a_catalogue(), Decimal("NaN"))
 
 
+# Together
+
+
+def at_one_close(
+    names: Sequence[str], number: int, since_ns: int | None = None
+) -> list[Arrival[Input]]:
+    return [
+        Arrival(context, since_ns)
+        for name in names
+        for context in contexts(1, first=number, instrument=name)
+    ]
+
+
+def warmed_up(thinker: Thinker, names: Sequence[str], **arguments: Any) -> ReasoningActor:
+    actor = an_actor(thinker, **arguments)
+    for name in names:
+        outputs_of(actor, *contexts(NEEDED - 1, instrument=name))
+    return actor
+
+
+PAIR = ("Nifty", "Bank_Nifty")
+
+
+def test_contexts_that_come_together_are_one_batch_and_answered_in_order() -> None:
+    thinker = ScriptedThinker(action=0, batch_size=2)
+    actor = warmed_up(thinker, PAIR)
+    first, second = at_one_close(PAIR, NEEDED - 1)
+
+    answers = list(actor.handle_many([first, Arrival(a_position()), second]))
+
+    assert [[one.instrument for one in each] for each in answers] == [["Nifty"], [], ["Bank_Nifty"]]
+    assert thinker.batches == [2]
+    assert {one.batch_size for each in answers for one in each} == {2}
+
+
+def test_each_context_is_decided_on_as_it_was_when_its_turn_came() -> None:
+    thinker = ScriptedThinker(action=4)
+    actor = warmed_up(thinker, PAIR)
+    first, second = at_one_close(PAIR, NEEDED - 1)
+
+    answers = list(
+        actor.handle_many(
+            [
+                first,
+                Arrival(a_position(35, instrument="Bank_Nifty")),
+                second,
+                Arrival(a_policy_switch("hold", reason="enough")),
+                *at_one_close(["Nifty"], NEEDED),
+            ]
+        )
+    )
+
+    assert [seen.allowed_actions[2] for seen in thinker.observations] == [False, True]
+    assert [one.reason for one in answers[-1]] == ["hold policy: enough"]
+
+
+def test_one_that_cannot_be_thought_about_does_not_concern_the_others() -> None:
+    class Choosy(ScriptedThinker):
+        def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
+            answers = super().reason_many(questions)
+            return [NoThought("its numbers are wrong"), *answers[1:]]
+
+    actor = warmed_up(Choosy(action=0), PAIR)
+
+    [[failed], [good]] = actor.handle_many(at_one_close(PAIR, NEEDED - 1))
+
+    assert (failed.action, failed.failed) == ("HOLD", True)
+    assert failed.reason == "no valid answer: its numbers are wrong"
+    assert (good.action, good.failed) == ("BUY_LONG", False)
+
+
+def test_a_bug_stops_at_its_message_after_those_before_it() -> None:
+    actor = warmed_up(ScriptedThinker(action=0), PAIR)
+    first, second = at_one_close(PAIR, NEEDED - 1)
+    broken = Arrival(msgspec.structs.replace(second.message, bar=None))
+    answers = actor.handle_many([first, broken, second])
+
+    [decision] = next(answers)
+
+    assert decision.action == "BUY_LONG"
+    with pytest.raises(AttributeError):
+        next(answers)
+
+
+def test_the_deadline_began_with_the_market_event() -> None:
+    thinker = ScriptedThinker()
+
+    list(warmed_up(thinker, PAIR).handle_many(at_one_close(PAIR, NEEDED - 1, since_ns=123)))
+
+    assert thinker.budgets[0] == DeadlineBudget(THINKING_SHARE * 50.0, 123, 0.0)
+
+
+def test_time_is_left_for_an_instrument_whose_bar_is_still_to_come() -> None:
+    thinker = ScriptedThinker()
+    actor = warmed_up(thinker, PAIR)
+
+    early, last = at_one_close(PAIR, NEEDED - 1)
+    list(actor.handle_many([early]))
+    list(actor.handle_many([last]))
+    for number in range(NEEDED, NEEDED + 3):  # the other one is quiet
+        list(actor.handle_many(at_one_close(["Nifty"], number)))
+
+    reserves = [
+        budget.reserve_ms for budget in thinker.budgets if isinstance(budget, DeadlineBudget)
+    ]
+    assert reserves == [RESERVE_SHARE * 50.0, 0.0, RESERVE_SHARE * 50.0, 0.0, 0.0]
+
+
+def test_what_waited_counts_against_the_deadline() -> None:
+    thinker = ScriptedThinker(action=0, waited_us=30_000, elapsed_us=20_001)
+
+    decision = decision_after(an_actor(thinker))
+
+    assert (decision.action, decision.late) == ("HOLD", True)
+    assert (decision.waited_us, decision.budget_ms) == (30_000, 20.0)
+
+
+def test_no_time_left_is_a_late_hold_and_so_it_is_in_a_replay() -> None:
+    class Overdue(ScriptedThinker):
+        def reason_many(self, questions: Sequence[Question]) -> list[Answer]:
+            return [NoThought("no time", is_late=True, waited_us=51_000)] * len(questions)
+
+    live = decision_after(an_actor(Overdue()))
+
+    replayed = decision_after(
+        an_actor(ScriptedThinker(action=0), recorded=lambda id_: Recorded.of(live))
+    )
+
+    assert (live.action, live.late, live.failed, live.waited_us) == ("HOLD", True, False, 51_000)
+    assert live.reason == "late: its deadline left no time to think"
+    assert without_clock(replayed) == without_clock(live)
+
+
 # Replay
 
 
 def without_clock(decision: Decision) -> Decision:
-    return msgspec.structs.replace(decision, elapsed_us=0, budget_ms=0.0)
+    return msgspec.structs.replace(decision, elapsed_us=0, budget_ms=0.0, waited_us=0, batch_size=0)
 
 
 def test_a_replay_runs_to_the_recorded_depth() -> None:
@@ -576,13 +732,13 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> HRMAgent:
     return HRMAgent.load(folder, time.monotonic_ns)
 
 
-def patiently(context: MarketContext) -> DeadlineBudget:
-    return DeadlineBudget(60_000.0)
+def patiently(context: MarketContext) -> float:
+    return 60_000.0
 
 
 def test_a_real_agent_decides_and_its_replay_agrees_to_the_last_bit(agent: HRMAgent) -> None:
     messages = [*contexts(40), a_position(75), *contexts(3, first=40)]
-    live = decisions_of(an_actor(agent, budget_for=patiently), *messages)
+    live = decisions_of(an_actor(agent, deadline_for=patiently), *messages)
     known = {decision.id: Recorded.of(decision) for decision in live}
 
     replayed = decisions_of(an_actor(agent, recorded=known.get), *messages)
@@ -595,6 +751,38 @@ def test_a_real_agent_decides_and_its_replay_agrees_to_the_last_bit(agent: HRMAg
     assert [without_clock(decision) for decision in replayed] == [
         without_clock(decision) for decision in live
     ]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=8))
+def test_together_or_one_by_one_a_real_agent_decides_the_same(
+    agent: HRMAgent, sizes: list[int]
+) -> None:
+    names = ("Nifty", "Bank_Nifty", "Reliance")
+    messages: list[Input] = [
+        context
+        for number in range(NEEDED, NEEDED + 9)
+        for name in names
+        for context in contexts(1, first=number, instrument=name)
+    ]
+    messages.insert(5, a_position(35, instrument="Bank_Nifty"))
+    actor = warmed_up(agent, names, deadline_for=patiently)
+    together: list[Decision] = []
+    rest = iter(messages)
+    for size in [*sizes, len(messages)]:
+        arrivals = [Arrival(message) for message in itertools.islice(rest, size)]
+        together += [one for each in actor.handle_many(arrivals) for one in each]
+    known = {decision.id: Recorded.of(decision) for decision in together}
+
+    alone = decisions_of(warmed_up(agent, names, deadline_for=patiently), *messages)
+    replayed = decisions_of(warmed_up(agent, names, recorded=known.get), *messages)
+
+    assert not any(decision.failed or decision.late for decision in together)
+    assert (
+        [without_clock(decision) for decision in together]
+        == [without_clock(decision) for decision in alone]
+        == [without_clock(decision) for decision in replayed]
+    )
 
 
 POSSIBLE = {

@@ -87,7 +87,7 @@ def test_a_backtest_decides_and_fills_as_the_paper_session_of_the_same_candles(
 
 def timeless(decision: Decision | None) -> Decision:
     assert decision is not None
-    return msgspec.structs.replace(decision, elapsed_us=0, budget_ms=0.0)
+    return msgspec.structs.replace(decision, elapsed_us=0, budget_ms=0.0, waited_us=0, batch_size=0)
 
 
 def test_two_backtests_of_the_same_candles_are_equal_to_the_last_byte(

@@ -5,7 +5,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unreliable_bus import UnreliableBus
 
-from actors.base import Actor
+from actors.base import Actor, Arrival
 from actors.messages import Alert, AnyMessage, Bar, Heartbeat, KillSwitch, Tick
 from daemon.memory_bus import MemoryBus
 from daemon.runner import DEAD_LETTER_RUNBOOK, Runner
@@ -72,6 +72,22 @@ class HeavyActor(CountingActor):
         self.permits.acquire(timeout=WAIT_S)
         self.at_once -= 1
         return super().handle(message)
+
+
+class TogetherActor(CountingActor):
+    """Take up to three at a time; note when each began."""
+
+    name = "together"
+    heavy = True
+    together = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since_ns: list[int | None] = []
+
+    def handle_many(self, arrivals: Sequence[Arrival[Tick]]) -> Iterator[Sequence[Bar]]:
+        self.since_ns += [arrival.since_ns for arrival in arrivals]
+        return super().handle_many(arrivals)
 
 
 class SwitchActor(Actor[KillSwitch, Alert]):
@@ -311,15 +327,19 @@ async def test_a_commit_that_fails_loses_and_doubles_nothing(
     st.lists(st.sampled_from(["fine", "poison"]), min_size=1, max_size=8),
     st.lists(st.sampled_from(["refused", "unanswered"]), max_size=3),
     st.integers(1, 5),
+    st.sampled_from([CountingActor, TogetherActor]),
 )
 def test_whatever_fails_each_entry_is_handled_once_in_order(
-    kinds: list[str], faults: list[Literal["refused", "unanswered"]], batch_entries: int
+    kinds: list[str],
+    faults: list[Literal["refused", "unanswered"]],
+    batch_entries: int,
+    build: type[CountingActor],
 ) -> None:
     async def scenario() -> UnreliableBus:
         bus = UnreliableBus()
         bus.commit_faults.extend(faults)
         await publish(bus, *(POISON if kind == "poison" else n for n, kind in enumerate(kinds, 1)))
-        async with running(a_runner(bus, batch_entries=batch_entries)):
+        async with running(a_runner(bus, build, batch_entries=batch_entries)):
             await quiet(bus)
         return bus
 
@@ -327,7 +347,7 @@ def test_whatever_fails_each_entry_is_handled_once_in_order(
 
     good = [number for number, kind in enumerate(kinds, 1) if kind == "fine"]
     assert bars(bus) == [(number, number) for number in good]
-    handled = [place for commit in bus._groups["counting"].commits for place in commit[1].inputs]
+    handled = [place for commit in bus._groups[build.name].commits for place in commit[1].inputs]
     assert handled == [("tick", entry.id) for entry in bus.stream(Tick.stream).entries]
     assert len(bus._dead) == len(kinds) - len(good)
     assert len(bus.stream("alert").entries) == len(kinds) - len(good)
@@ -419,6 +439,52 @@ async def test_a_heavy_actor_handles_one_entry_at_a_time_off_the_loop(bus: Unrel
     assert threading.get_ident() not in actor.threads
     commits = await bus.handled("heavy")
     assert [len(commit.entries) for commit in commits] == [1, 1, 1]
+
+
+async def test_a_heavy_actor_is_given_as_many_together_as_it_wants(bus: UnreliableBus) -> None:
+    actor = TogetherActor()
+    await publish(bus, 1, 2, 3, 4, 5)
+
+    async with running(a_runner(bus, lambda: actor)):
+        await quiet(bus)
+
+    assert [len(commit.entries) for commit in await bus.handled("together")] == [3, 2]
+    assert bars(bus) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
+    ticks = bus.stream(Tick.stream).entries
+    causes = [entry.envelope.cause for entry in bus.stream(Bar.stream).entries]
+    assert causes == [f"tick/{tick.id}" for tick in ticks]
+
+
+async def test_one_that_fails_among_others_is_set_aside_alone(bus: UnreliableBus) -> None:
+    built: list[TogetherActor] = []
+
+    def build() -> TogetherActor:
+        built.append(TogetherActor())
+        return built[-1]
+
+    await publish(bus, 1, POISON, 3, 4)
+
+    async with running(a_runner(bus, build)):
+        await quiet(bus)
+
+    [letter] = await bus.dead_letters()
+    assert letter.id == bus.stream(Tick.stream).entries[1].id
+    assert bars(bus) == [(1, 1), (3, 3), (4, 4)]
+    assert built[-1].remembered == 2
+
+
+async def test_a_heavy_actor_hears_when_what_led_to_a_message_reached_us(
+    bus: UnreliableBus,
+) -> None:
+    actor = TogetherActor()
+    await publish(bus, 1)
+    published_ns = bus.stream(Tick.stream).entries[0].envelope.published_ns
+
+    fields = {"clock_ns": lambda: published_ns + 7000, "monotonic_ns": lambda: 1_000_000}
+    async with running(a_runner(bus, lambda: actor, **fields)):
+        await quiet(bus)
+
+    assert actor.since_ns == [1_000_000 - 7000]
 
 
 async def test_a_light_actor_handles_a_batch_in_one_commit(bus: UnreliableBus) -> None:
