@@ -117,7 +117,7 @@ class MarketFeedActor(Actor[Input, Output]):
             return "from the future", f"dated {ahead:.1f} s ahead of the market clock"
         last = feed.last
         if last is not None and _is_same(tick, last):
-            return "duplicate", f"same time, price {tick.last_price} and volume as the one before"
+            return "duplicate", f"same time, price {tick.last_price}, volume and quotes as before"
         if feed.bar is not None and feed.bar.open_ns <= tick.event_ns < feed.bar.close_ns:
             pass  # the session is open, since this bar is
         elif self._calendar.phase(feed.market, tick.event_ns) == "closed":
@@ -272,7 +272,7 @@ class _OpenBar:
         self.low = min(self.low, price)
         self.close = price
         self.volume += volume
-        self.ticks += 1
+        self.ticks += 1 + tick.conflated
         self.spread = _spread(tick)
 
 
@@ -325,8 +325,9 @@ def _spread(tick: Tick) -> Decimal | None:
 
 
 def _is_same(tick: Tick, last: Tick) -> bool:
-    return (tick.event_ns, tick.last_price, tick.volume_today) == (
-        last.event_ns,
-        last.last_price,
-        last.volume_today,
-    )
+    """Tell whether a tick says what the last one said; new quotes within its second are news."""
+    return not tick.conflated and _said(tick) == _said(last)
+
+
+def _said(tick: Tick) -> tuple[int, Decimal, int, Decimal | None, Decimal | None]:
+    return tick.event_ns, tick.last_price, tick.volume_today, tick.bid, tick.ask

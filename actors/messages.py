@@ -54,6 +54,7 @@ class Tick(Message, frozen=True, kw_only=True):
     ask: Decimal | None = None
     volume_today: int = 0  # units traded since the session opened; 0 for an index
     origin: Literal["live", "candle_path"] = "live"  # candle_path: drawn from a candle, not traded
+    conflated: int = 0  # older quotes of the same price, volume and instant that it stands for
 
     @property
     def time_ns(self) -> int:

@@ -130,7 +130,7 @@ def fyers_sim_venue(
                     products={one.symbol: product_of(one) for one in instruments},
                     times=_TIMES,
                 )
-                feed = SocketFeed(account.data_socket.ticks)
+                feed = SocketFeed(account.data_socket.ticks, clock, teller.tell)
                 market = PlayedMarket(simulator, account, feed, clock, speed)
                 yield Venue(
                     broker=account.broker,

@@ -1,4 +1,7 @@
-"""The hand-over between whoever reads a source and whoever publishes: bounded, never blocking."""
+"""The hand-over between whoever reads a source and whoever publishes: bounded, never blocking.
+
+What may be left out where a source cannot be held up is for conflation.py to say.
+"""
 
 import asyncio
 from collections import deque
@@ -11,7 +14,7 @@ Event = TypeVar("Event")
 
 
 class Handover(Generic[Event]):
-    """Keep events in order between one reader and one taker; the reader waits while it is full.
+    """Keep events in order between readers and one taker; a reader waits while it is full.
 
     `most` is how many may wait. Use from one event loop.
     """
@@ -33,18 +36,23 @@ class Handover(Generic[Event]):
         """Read `events` to their end; what they raise is raised to the taker, behind the others."""
         try:
             async for event in events:
-                self._waiting.append(event)
-                self._arrived.set()
-                while len(self._waiting) >= self._most:
-                    self._room.clear()
-                    await self._room.wait()
+                await self.put(event)
             self._is_over = True
         except Exception as error:  # noqa: BLE001 - the taker raises it
             self._failure = error
         self._arrived.set()
 
-    async def take(self) -> list[Event]:
-        """Return all that waits, at least one event; [] when there will be no more.
+    async def put(self, event: Event) -> None:
+        """Add an event; return when there is room for the next one."""
+        self._add(event)
+        self._arrived.set()
+        while len(self._waiting) >= self._most:
+            self._hold()
+            self._room.clear()
+            await self._room.wait()
+
+    async def take(self, most: int) -> list[Event]:
+        """Return up to `most` that wait, at least one; [] when there will be no more.
 
         Raises what the source has raised, and PartCrashed when asked again: a source that failed is
         not one at its end.
@@ -56,10 +64,19 @@ class Handover(Generic[Event]):
                 return []
             self._arrived.clear()
             await self._arrived.wait()
-        taken = list(self._waiting)
-        self._waiting.clear()
+        return self.drain(most)
+
+    def drain(self, most: int) -> list[Event]:
+        """Return up to `most` that wait now, perhaps none."""
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         self._room.set()
         return taken
+
+    def _add(self, event: Event) -> None:
+        self._waiting.append(event)
+
+    def _hold(self) -> None:
+        """Note that the reader has to wait."""
 
     def _told(self) -> Exception:
         failure = self._failure

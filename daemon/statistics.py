@@ -5,7 +5,15 @@ from decimal import Decimal
 from typing import Any
 
 from actors.histogram import Histogram
-from actors.messages import Decision, ExecutionReport, PlaceOrder, Position, RiskVerdict
+from actors.messages import (
+    Decision,
+    ExecutionReport,
+    PlaceOrder,
+    Position,
+    RefusedTick,
+    RiskVerdict,
+    Tick,
+)
 from daemon.bus import Entry
 
 _NS_PER_US = 1000
@@ -22,6 +30,7 @@ class SessionStatistics:
         self.streams: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self.refused_ticks: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.positions: dict[str, Position] = {}
         self.last_decision: Decision | None = None
@@ -31,6 +40,7 @@ class SessionStatistics:
         self._tick_to_decision_us = Histogram()
         self._thinking_us = Histogram()
         self._depth = Histogram()
+        self._conflated = 0
         self.late = 0
         self.failed = 0
 
@@ -43,6 +53,10 @@ class SessionStatistics:
             hop = self._hops_us.setdefault(f"{cause_stream}_to_{entry.stream}", Histogram())
             hop.record((envelope.published_ns - envelope.cause_published_ns) / _NS_PER_US)
         match envelope.message:
+            case Tick(conflated=older):
+                self._conflated += older
+            case RefusedTick(reason=reason):
+                self.refused_ticks[reason] += 1
             case Decision() as decision:
                 self._add_decision(decision)
                 elapsed_ns = envelope.published_ns - envelope.origin_published_ns
@@ -76,6 +90,8 @@ class SessionStatistics:
         charges = sum((p.charges for p in self.positions.values()), Decimal(0))
         return {
             "ticks": self.streams["tick"],
+            "conflated_quotes": self._conflated,
+            "refused_ticks_by_reason": dict(self.refused_ticks),
             "bars": self.streams["bar"],
             "contexts": self.streams["context"],
             "decisions": self.streams["decision"],

@@ -125,7 +125,7 @@ class TickSource:
             events = self._in_step() if in_step else self._events
             self._reading = asyncio.create_task(self._handover.read(events))
         if not self._in_hand:
-            self._in_hand = await self._handover.take()
+            self._in_hand = await self._handover.take(_MOST_AT_ONCE)
             self._taken += len(self._in_hand)
             self._seen = 0
         for event in self._in_hand[self._seen :]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from builders import (
     MINUTE_NS,
@@ -238,6 +239,18 @@ REFUSED: dict[str, list[Message]] = {
         a_tick("999", OPEN_NS + SECOND_NS),
     ],
 }
+
+
+def test_new_quotes_within_a_second_are_news_and_count_as_the_ticks_they_stand_for() -> None:
+    quotes = [a_tick("100", bid=Decimal(99), ask=Decimal(ask)) for ask in (101, 102, 103)]
+    conflated = msgspec.structs.replace(quotes[2], conflated=1)
+    close = a_time(OPEN_NS + BAR_NS)
+
+    [bar] = bars_of(outputs_of(a_feed(), *quotes, close))
+    [same] = bars_of(outputs_of(a_feed(), quotes[0], conflated, close))
+
+    assert (bar.ticks, bar.spread) == (3, Decimal(4))
+    assert same == bar
 
 
 @pytest.mark.parametrize("reason", REFUSED)

@@ -19,12 +19,12 @@ async def test_events_come_in_order_as_many_as_wait_and_no_more_than_fit() -> No
     reading = asyncio.create_task(handover.read(numbers(9)))
 
     taken = []
-    while batch := await handover.take():
+    while batch := await handover.take(64):
         taken.append(batch)
         assert len(handover) == 0
 
     assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
-    assert await handover.take() == []
+    assert await handover.take(64) == []
     await reading
 
 
@@ -46,11 +46,11 @@ async def test_what_the_source_raises_comes_behind_its_events_and_then_again_as_
     handover: Handover[int] = Handover(3)
     await handover.read(failing())
 
-    assert await handover.take() == [1]
+    assert await handover.take(64) == [1]
     with pytest.raises(ValueError, match="half a file"):
-        await handover.take()
+        await handover.take(64)
     with pytest.raises(PartCrashed, match="cannot be read further"):
-        await handover.take()
+        await handover.take(64)
 
 
 async def test_a_reader_that_was_stopped_has_not_come_to_the_end() -> None:
@@ -60,7 +60,7 @@ async def test_a_reader_that_was_stopped_has_not_come_to_the_end() -> None:
 
     handover: Handover[int] = Handover(3)
     reading = asyncio.create_task(handover.read(for_ever()))
-    taking = asyncio.create_task(handover.take())
+    taking = asyncio.create_task(handover.take(64))
     await asyncio.sleep(0)
     reading.cancel()
     await asyncio.wait({reading})

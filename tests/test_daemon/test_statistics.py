@@ -15,7 +15,7 @@ from builders import (
     an_order,
 )
 
-from actors.messages import Alert, AnyMessage, CancelOrder, RuleResult
+from actors.messages import Alert, AnyMessage, CancelOrder, RefusedTick, RuleResult
 from daemon.bus import Entry, Envelope
 from daemon.statistics import SessionStatistics
 
@@ -70,6 +70,18 @@ def test_messages_are_counted_by_stream() -> None:
         "reports": 1, "alerts": 1,
     }  # fmt: skip
     assert summary["orders"] == 1  # a cancel is none
+
+
+def test_ticks_that_were_refused_or_left_out_are_counted() -> None:
+    refused = [
+        RefusedTick(tick=a_tick(), reason=reason, detail="", count=1, refused_ns=OPEN_NS)
+        for reason in ("late", "duplicate", "late")
+    ]
+
+    summary = after(a_tick(conflated=3), a_tick(), a_tick(conflated=1), *refused).summary()
+
+    assert (summary["ticks"], summary["conflated_quotes"]) == (3, 4)
+    assert summary["refused_ticks_by_reason"] == {"late": 2, "duplicate": 1}
 
 
 def test_only_reports_with_a_quantity_are_fills() -> None:

@@ -54,6 +54,10 @@ async def test_a_cancelled_listener_leaves_no_work_behind() -> None:
     assert ended.is_set()
 
 
+def refuse_alert(alert: Alert) -> None:
+    raise AssertionError(alert.text)
+
+
 async def test_a_feed_leaves_out_what_a_new_connection_repeats() -> None:
     first, second = a_tick("100", SECOND_NS), a_tick("101", 2 * SECOND_NS)
 
@@ -61,7 +65,7 @@ async def test_a_feed_leaves_out_what_a_new_connection_repeats() -> None:
         for tick in (first, second, second):  # the last price comes again with a snapshot
             yield tick
 
-    feed = SocketFeed(ticks)
+    feed = SocketFeed(ticks, SimulatedClock(SECOND_NS), refuse_alert)
     await feed.read()
 
     assert feed.arrived() == [first, second]
@@ -69,8 +73,9 @@ async def test_a_feed_leaves_out_what_a_new_connection_repeats() -> None:
 
 
 async def test_a_feed_tells_the_time_between_its_ticks() -> None:
-    feed = SocketFeed(for_ever)  # type: ignore[arg-type]  # it has no ticks
-    telling = asyncio.create_task(feed.tell_time(SimulatedClock(5 * SECOND_NS // 2)))
+    clock = SimulatedClock(5 * SECOND_NS // 2)
+    feed = SocketFeed(for_ever, clock, refuse_alert)  # type: ignore[arg-type]  # it has no ticks
+    telling = asyncio.create_task(feed.tell_time(clock))
 
     async with asyncio.timeout(1):
         event = await anext(feed.events())
