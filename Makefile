@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNEL := hrm/native/build/kernel.json
 
 DURATION ?=
 SPEED ?= max
@@ -17,7 +18,7 @@ SESSION ?= last
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(INSTALLED)  ## Create .venv with the locked versions
+setup: $(INSTALLED) $(KERNEL)  ## Create .venv with the locked versions, compile the native kernel
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, %s is %s: set PYTHON=" % (sys.executable, sys.version.split()[0]))'
@@ -26,6 +27,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Without a compiler there is no kernel, which is no failure: another engine serves.
+$(KERNEL): $(wildcard hrm/native/*.c hrm/native/*.h) hrm/native_build.py | $(INSTALLED)
+	@$(BIN)/python -m hrm.native_build
 
 demo: setup  ## Paper-trade real candles, then one JSON summary; DURATION= s, SPEED=, DATA= file
 	@$(BIN)/python -m backend --demo --log-level ERROR & backend=$$!; \
@@ -79,4 +84,4 @@ units: setup  ## Verify the systemd units with an ExecStart that exists here
 	$(BIN)/python -m pytest -q tests/test_daemon/test_units.py
 
 clean:  ## Remove what commands left behind: var/, runs/ and caches
-	rm -rf var runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf var runs hrm/native/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

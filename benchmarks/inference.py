@@ -33,7 +33,7 @@ from hrm.features import CONTEXT_NAMES, WARMUP_BARS
 from hrm.halting import min_segments
 from hrm.integrity import load_release
 from hrm.model import HierarchicalReasoningModel
-from hrm.onnx_engine import OnnxEngine
+from hrm.onnx_engine import OnnxEncoder, OnnxEngine
 from hrm.training.market_table import Account, LabelSettings, Vocabulary, market_table
 from hrm.weights import Arrays, Weights, load_weights
 
@@ -68,10 +68,11 @@ class Shape:
         low = sum(size for name, size in sizes.items() if name.startswith("core.l_module.stack"))
         rounds = model.config.convergence
         cycle = sum(sizes.values()) + (rounds.t_timesteps - 1) * low
+        encoder = OnnxEncoder(arrays, model.config)
         engines: dict[str, Engine[Any, Any]] = {
             "eager": EagerEngine(model),
-            "onnx_fp32": OnnxEngine(arrays, model.config),
-            "onnx_8bit": OnnxEngine(arrays, model.config, bits=8),
+            "onnx_fp32": OnnxEngine(arrays, model.config, encoder),
+            "onnx_8bit": OnnxEngine(arrays, model.config, encoder, bits=8),
         }
         return cls(model.config, engines, sum(sizes.values()), cycle * rounds.n_cycles)
 

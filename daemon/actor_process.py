@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from actors.base import Actor
 from actors.reasoning import Thinker
 from daemon.bus import Bus
+from daemon.engine_record import EngineRecord, limits_of_session, note_engine, read_engine
 from daemon.kill_switch import KillSwitchLatch
 from daemon.logs import configure_logs, get_logger
 from daemon.memory_use import resident_mib
@@ -25,42 +26,81 @@ from daemon.redis_bus import RedisBus
 from daemon.runner import Runner
 from daemon.settings import Settings
 from daemon.wiring import Workshop, on_crash
-from hrm.manifest import IntegrityError
+from hrm.engine_facts import processor
+from hrm.manifest import EngineRefused, IntegrityError
+
+if TYPE_CHECKING:
+    from hrm.agent import HRMAgent
 
 _PR_SET_PDEATHSIG = 1
 
 
 def load_thinker(
-    plan: SessionPlan, monotonic_ns: Callable[[], int] = time.monotonic_ns
+    plan: SessionPlan,
+    monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    folder: Path | None = None,
 ) -> Thinker | None:
     """Load the model the plan names, verified and warm; None when it names none.
 
-    Raises IntegrityError when the file is not the one the session began with.
+    folder: of the session, which keeps its engine there; None for one that is not recorded. Raises
+    IntegrityError when the file is not the one the session began with.
     """
     if not plan.model_digest:
         return None
-    from hrm.agent import HRMAgent  # noqa: PLC0415 - loads the runtime, which only this one needs
-
     settings = Settings.model_validate(plan.settings)
-    limits = settings.hierarchical_reasoning_model
-    if "onnxruntime" not in plan.versions:  # begun before there was a choice
-        limits = limits.changed(performance={"engine": "eager"})
-    agent = HRMAgent.load(Path(plan.models_dir), monotonic_ns, limits)
+    noted = None if folder is None else read_engine(folder)
+    agent = _load_agent(plan, settings, noted, monotonic_ns)
     if agent.digest != plan.model_digest:
         raise IntegrityError(
             f"{plan.models_dir} holds model {agent.digest}, the session began with "
             f"{plan.model_digest}: put it back, or begin a new session"
         )
-    if agent.choice is not None and agent.choice.reason:
-        get_logger(model=agent.digest).warning("slower engine", reason=agent.choice.reason)
+    if agent.choice is not None:
+        log = get_logger(model=agent.digest)
+        log.info("engine", name=agent.choice.name, simd=agent.choice.simd, why=agent.choice.reason)
+        for name, reason in agent.choice.refused.items():
+            log.warning("engine refused", name=name, reason=reason)
+        if folder is not None:
+            note_engine(
+                folder,
+                EngineRecord(name=agent.choice.name, simd=agent.choice.simd, processor=processor()),
+            )
     agent.warm_up(settings.reasoning.max_together)
     return agent
 
 
-def builder(plan: SessionPlan, name: str) -> Callable[[], Actor[Any, Any]]:
+def _load_agent(
+    plan: SessionPlan,
+    settings: Settings,
+    noted: EngineRecord | None,
+    monotonic_ns: Callable[[], int],
+) -> "HRMAgent":
+    """Load with the engine the session began with, or where it is gone with another and a word."""
+    from hrm.agent import HRMAgent  # noqa: PLC0415 - loads the runtime, which only this one needs
+
+    configured = settings.hierarchical_reasoning_model
+    models_dir, state_dir = Path(plan.models_dir), settings.session.state_dir
+    limits = limits_of_session(configured, plan.versions, noted)
+    try:
+        return HRMAgent.load(models_dir, monotonic_ns, limits, state_dir)
+    except EngineRefused as error:
+        if noted is None:
+            raise
+        get_logger(model=plan.model_digest).warning(
+            "the session began with another engine, answers may differ",
+            began_with=noted.name,
+            on=noted.processor,
+            reason=str(error),
+        )
+        return HRMAgent.load(models_dir, monotonic_ns, configured, state_dir)
+
+
+def builder(
+    plan: SessionPlan, name: str, folder: Path | None = None
+) -> Callable[[], Actor[Any, Any]]:
     """Return what makes fresh actors of one name; the model is loaded once."""
     workshop = Workshop.of(plan)
-    thinker = load_thinker(plan) if name == "reasoning" else None
+    thinker = load_thinker(plan, folder=folder) if name == "reasoning" else None
     return lambda: workshop.build(name, thinker)
 
 
@@ -97,7 +137,7 @@ async def serve(name: str, folder: Path, bus_url: str, state_dir: Path, restarts
     plan = read_plan(folder)
     bus = RedisBus(bus_url, plan.prefix)
     latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns)
-    build = builder(plan, name)
+    build = builder(plan, name, folder)
     runner = make_runner(build, bus, Workshop.of(plan).settings, latch, restarts)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, runner.stop)

@@ -26,6 +26,7 @@ from daemon.data_command import data as data_commands
 from daemon.errors import ConfigError, TraderError
 from daemon.fetch_command import fetch
 from daemon.login_command import login
+from daemon.logs import configure_logs
 from daemon.model_command import model
 from daemon.operator import Operator, stop_without_settings
 from daemon.replay import Recording, replay_session
@@ -305,6 +306,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Run a recorded session again through the same actors; report the first difference."""
+    configure_logs("WARNING")
     settings = _settings(config, state)
     began_s = time.monotonic()
     folder = find_session(session, settings.session.state_dir)

@@ -11,7 +11,7 @@ import typer
 
 from daemon.errors import ConfigError
 from daemon.settings import load_settings
-from hrm.config import EngineName
+from hrm.config import PerformanceConfig
 from hrm.manifest import IntegrityError
 
 ROWS = ("parameters", "file_mb", "segments", "cycles", "timesteps")
@@ -30,13 +30,21 @@ def model(
 ) -> None:
     """Verify the released model; print size, scores and engine, and the production size."""
     settings = load_settings(config, overrides={}, demo=True)
-    wanted = settings.hierarchical_reasoning_model.performance.engine
-    answer = describe(models or settings.session.model_dir, wanted)
+    performance = settings.hierarchical_reasoning_model.performance
+    state_dir = settings.session.state_dir
+    answer = describe(models or settings.session.model_dir, performance, state_dir)
     print(json.dumps(answer) if as_json else "\n".join(_table(answer)))
 
 
-def describe(folder: Path, wanted: EngineName = "auto") -> dict[str, Any]:
-    """Return what the command prints; raise ConfigError if the released model cannot be used."""
+def describe(
+    folder: Path,
+    performance: PerformanceConfig | None = None,
+    state_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Return what the command prints; raise ConfigError if the released model cannot be used.
+
+    state_dir: where what was measured of the engines is kept, None to measure again.
+    """
     from hrm.description import (  # noqa: PLC0415 - loads torch, which no other command needs
         describe_engine,
         describe_production,
@@ -45,7 +53,7 @@ def describe(folder: Path, wanted: EngineName = "auto") -> dict[str, Any]:
 
     try:
         released = describe_release(folder)
-        engine = describe_engine(folder, wanted)
+        engine = describe_engine(folder, performance or PerformanceConfig(), state_dir)
     except IntegrityError as error:
         raise ConfigError(str(error)) from error
     production = describe_production()
@@ -56,6 +64,11 @@ def describe(folder: Path, wanted: EngineName = "auto") -> dict[str, Any]:
         "engine": engine["name"],
         "engine_difference": engine["difference"],
         "engine_reason": engine["reason"],
+        "engine_simd": engine["simd"],
+        "engine_encode_ms": engine["encode_ms"],
+        "engine_segment_ms": engine["segment_ms"],
+        "engine_gates": engine["gates"],
+        "engine_refused": engine["refused"],
         "released": released,
         "production": production,
     }
@@ -65,10 +78,11 @@ def _table(answer: dict[str, Any]) -> list[str]:
     released, production = answer["released"], answer["production"]
     rows = {key: (released[key], production[key]) for key in ROWS}
     rows |= {part: (released["parts"][part], count) for part, count in production["parts"].items()}
-    because = f": {answer['engine_reason']}" if answer["engine_reason"] else ""
+    refused = [f"{'':12}not {name}: {reason}" for name, reason in answer["engine_refused"].items()]
     return [
         f"released    {released['name']}, SHA-256 verified, of {released['created']}",
-        f"engine      {answer['engine']}{because}",
+        f"engine      {answer['engine']}: {answer['engine_reason']}",
+        *refused,
         f"{'':12}{'released':>12}{'production':>14}",
         *(f"{name:12}{left:>12,}{right:>14,}" for name, (left, right) in rows.items()),
     ]

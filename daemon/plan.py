@@ -13,6 +13,7 @@ import msgspec
 
 from actors.instruments import Instrument
 from daemon.errors import ReplayError
+from hrm.native_library import ABI
 
 FORMAT = 1
 FILE_NAME = "session.json"
@@ -74,5 +75,6 @@ def read_plan(folder: Path) -> SessionPlan:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED}
+    """Return the versions a result depends on; native: of the kernel's interface."""
+    own = {"python": platform.python_version(), "native": str(ABI)}
+    return own | {name: version(name) for name in _VERSIONED}

@@ -141,7 +141,7 @@ def replay_session(folder: Path) -> ReplayResult:
             raise ReplayError(f"the recording holds no decision {decision_id}")
         return Recorded.of(decisions[decision_id])
 
-    thinker = load_thinker(plan)
+    thinker = load_thinker(plan, folder=folder)
 
     def build(name: str) -> Actor[Any, Any]:
         if name == "reasoning":

@@ -76,9 +76,16 @@ class HRMAgent:
 
     @classmethod
     def load(
-        cls, models_dir: Path, clock_ns: Callable[[], int], limits: HRMConfig | None = None
+        cls,
+        models_dir: Path,
+        clock_ns: Callable[[], int],
+        limits: HRMConfig | None = None,
+        state_dir: Path | None = None,
     ) -> Self:
-        """Load the released model; raise IntegrityError if any of it is not what it should be."""
+        """Load the released model; raise IntegrityError if any of it is not what it should be.
+
+        state_dir: where what was measured of the engines is kept, None to measure each time.
+        """
         weights = load_weights(models_dir)
         trained_on = weights.entry.features.schema_sha256
         if trained_on != FEATURE_SCHEMA_SHA256:
@@ -86,8 +93,14 @@ class HRMAgent:
                 f"{models_dir / weights.name} was trained on features {trained_on}, this version "
                 f"makes {FEATURE_SCHEMA_SHA256}: install the version it belongs to, or train again"
             )
-        wanted = (limits or weights.entry.config).performance.engine
-        engine, choice = choose_engine(models_dir, weights, wanted)
+        performance = (limits or weights.entry.config).performance
+        engine, choice = choose_engine(
+            models_dir,
+            weights,
+            performance.engine,
+            deadline_ms=performance.max_inference_time_ms,
+            state_dir=state_dir,
+        )
         batches = rows_stand_alone(engine, weights.entry.config)
         return cls(engine, weights.manifest, clock_ns, limits, choice, batches=batches)
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ACCOUNT_WIDTH = 6  # numbers in ModelInputs.account
 
-EngineName = Literal["auto", "eager", "onnx"]
+ServingEngine = Literal["eager", "onnx", "native", "native16", "native8"]
+EngineName = Literal["auto", "eager", "onnx", "native", "native16", "native8"]
 PresetName = Literal["production", "medium", "small"]
 
 
@@ -158,7 +159,8 @@ class TrainingConfig(Block):
 class PerformanceConfig(Block):
     """Set the limits that the daemon and the trainer hold, and what runs the model.
 
-    engine: `auto` is the fast one where it agrees with the reference at load, else the eager one.
+    engine: `auto` is the finest one that reaches full depth with time to spare, else a faster one;
+    `native16` and `native8` have coarser weights and must pass the gate (hrm.gate).
     """
 
     max_inference_time_ms: float = Field(default=50.0, gt=0.0)

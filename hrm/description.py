@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hrm.config import EngineName, HRMConfig
+from hrm.config import HRMConfig, PerformanceConfig
 from hrm.engine_choice import choose_engine
 from hrm.features import FEATURE_NAMES, FEATURE_SCHEMA_SHA256
 from hrm.integrity import load_release, save_release
@@ -44,9 +44,18 @@ def describe_release(directory: Path) -> dict[str, Any]:
     }
 
 
-def describe_engine(directory: Path, wanted: EngineName) -> dict[str, Any]:
-    """Say what serves the released model here, how far it is from the reference, and why."""
-    return asdict(choose_engine(directory, load_weights(directory), wanted)[1])
+def describe_engine(
+    directory: Path, performance: PerformanceConfig, state_dir: Path | None
+) -> dict[str, Any]:
+    """Say what serves the released model here, why, and what was found out about the others."""
+    choice = choose_engine(
+        directory,
+        load_weights(directory),
+        performance.engine,
+        deadline_ms=performance.max_inference_time_ms,
+        state_dir=state_dir,
+    )[1]
+    return asdict(choice)
 
 
 @cache

@@ -33,6 +33,10 @@ class Batch:
         """Count the observations."""
         return len(self.bars)
 
+    def part(self, which: slice) -> "Batch":
+        """Return some of the observations, as views."""
+        return Batch(**{name: value[which] for name, value in vars(self).items()})
+
     def check(self, config: HRMConfig) -> None:
         """Raise ValueError naming an array of the wrong form, or a number that cannot be read."""
         rows, sizes = len(self), config.inputs

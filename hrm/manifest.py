@@ -22,6 +22,10 @@ class IntegrityError(Exception):
     """Weights or manifest are not what they should be; the message names file and remedy."""
 
 
+class EngineRefused(IntegrityError):
+    """The engine that was demanded may not serve this model here."""
+
+
 class Record(BaseModel):
     """Refuse unknown keys and later changes, in every part of the manifest."""
 

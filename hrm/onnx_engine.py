@@ -18,24 +18,38 @@ from hrm.weights import Arrays
 State = tuple[Floats, Floats]
 
 
+class OnnxEncoder:
+    """Read batches with ONNX Runtime in float32; engines may share one, it keeps nothing."""
+
+    def __init__(self, arrays: Arrays, config: HRMConfig) -> None:
+        self._config = config
+        self._session = _session(encoder_graph(arrays, config))
+
+    def encode(self, batch: Batch) -> Floats:
+        """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
+        batch.check(self._config)
+        encoded: Floats = self._session.run(["encoded"], vars(batch))[0]
+        return encoded
+
+
 class OnnxEngine:
     """Run a model with ONNX Runtime; states are z_h [B, S, Dh] and z_l [B, S, Dl], float32.
 
     bits: of the looped weights; encoder and heads are float32. What serves has 32.
     """
 
-    def __init__(self, arrays: Arrays, config: HRMConfig, *, bits: Bits = 32) -> None:
+    def __init__(
+        self, arrays: Arrays, config: HRMConfig, encoder: OnnxEncoder, *, bits: Bits = 32
+    ) -> None:
         self._config = config
         self._starts = {name: arrays[name].copy() for name in ("core.z_h_start", "core.z_l_start")}
-        self._encoder = _session(encoder_graph(arrays, config))
+        self._encoder = encoder
         self._cycle = _session(cycle_graph(arrays, config, bits))
         self._heads = _session(heads_graph(arrays, config))
 
     def encode(self, batch: Batch) -> Floats:
         """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
-        batch.check(self._config)
-        encoded: Floats = self._encoder.run(["encoded"], vars(batch))[0]
-        return encoded
+        return self._encoder.encode(batch)
 
     def start(self, encoded: Floats) -> State:
         """Return the fixed state that thinking starts from."""

@@ -141,7 +141,7 @@ def largest_difference(engine: Engine[Any, Any], arrays: Arrays, config: HRMConf
 
     Some bars of the drawn inputs are absent. Not a number where the engine's answer is none.
     """
-    batch = _drawn_batch(config, CHECK_ROWS)
+    batch = drawn_batch(config, CHECK_ROWS)
     reference = NumpyReference(arrays, config)
     encoded, expected = engine.encode(batch), reference.encode(batch)
     state, wanted = engine.start(encoded), reference.start(expected)
@@ -158,11 +158,11 @@ def rows_stand_alone(engine: Engine[Any, Any], config: HRMConfig) -> bool:
 
     Only then may decisions be thought about together: a replay thinks about each alone.
     """
-    batch = _drawn_batch(config, max(BATCHES_CHECKED))
+    batch = drawn_batch(config, max(BATCHES_CHECKED))
     for rows in BATCHES_CHECKED:
-        together = _courses(engine, _slice(batch, 0, rows), keep=range(rows))
+        together = _courses(engine, batch.part(slice(rows)), keep=range(rows))
         for row in {0, rows - 1}:
-            alone = _courses(engine, _slice(batch, row, row + 1), keep=[0])
+            alone = _courses(engine, batch.part(slice(row, row + 1)), keep=[0])
             if any(not np.array_equal(a[row], b[0]) for a, b in zip(together, alone, strict=True)):
                 return False
     return True
@@ -182,8 +182,23 @@ def _courses(
     return found
 
 
-def _slice(batch: Batch, first: int, end: int) -> Batch:
-    return Batch(**{name: value[first:end] for name, value in vars(batch).items()})
+def drawn_batch(config: HRMConfig, rows: int) -> Batch:
+    """Draw the observations that engines are checked on; some bars of the first are absent."""
+    draw, sizes = np.random.default_rng(CHECK_SEED), config.inputs
+    mask = np.ones((rows, sizes.window_bars), dtype=np.bool_)
+    mask[0, : sizes.window_bars // 2] = False
+
+    def normal(*shape: int) -> Floats:
+        return draw.normal(size=shape).astype(np.float32)
+
+    return Batch(
+        bars=normal(*mask.shape, sizes.n_features),
+        bars_mask=mask,
+        instrument=draw.integers(0, sizes.instruments, rows),
+        timeframe=draw.integers(0, sizes.timeframes, rows),
+        account=normal(rows, ACCOUNT_WIDTH),
+        context=normal(rows, sizes.n_context),
+    )
 
 
 def start_state(arrays: Arrays, config: HRMConfig, rows: int) -> State:
@@ -202,24 +217,6 @@ def residual(before: Floats, after: Floats) -> Floats:
     size = np.sqrt(np.square(after, dtype=np.float64).sum(axes))
     ratio: Floats = (change / np.maximum(size, 1e-12)).astype(np.float32)
     return ratio
-
-
-def _drawn_batch(config: HRMConfig, rows: int) -> Batch:
-    draw, sizes = np.random.default_rng(CHECK_SEED), config.inputs
-    mask = np.ones((rows, sizes.window_bars), dtype=np.bool_)
-    mask[0, : sizes.window_bars // 2] = False
-
-    def normal(*shape: int) -> Floats:
-        return draw.normal(size=shape).astype(np.float32)
-
-    return Batch(
-        bars=normal(*mask.shape, sizes.n_features),
-        bars_mask=mask,
-        instrument=draw.integers(0, sizes.instruments, rows),
-        timeframe=draw.integers(0, sizes.timeframes, rows),
-        account=normal(rows, ACCOUNT_WIDTH),
-        context=normal(rows, sizes.n_context),
-    )
 
 
 def _rms_norm(x: Floats) -> Floats:

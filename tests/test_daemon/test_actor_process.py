@@ -22,6 +22,7 @@ from recorded_session import RecordedSession, session_settings
 
 from actors.messages import Bar, Heartbeat, Tick, TimeEvent
 from daemon.actor_process import builder, load_thinker, main, make_runner, serve
+from daemon.engine_record import EngineRecord, note_engine, read_engine
 from daemon.kill_switch import KillSwitchLatch
 from daemon.memory_bus import MemoryBus
 from daemon.memory_use import resident_mib
@@ -80,17 +81,53 @@ def test_the_thinker_is_the_model_of_the_plan(recorded: RecordedSession) -> None
     assert thinker.digest == recorded.plan.model_digest != ""
 
 
-@pytest.mark.parametrize(("has_versions", "name"), [(True, "onnx"), (False, "eager")])
-def test_a_session_begun_before_the_fast_engine_keeps_the_eager_one(
-    recorded: RecordedSession, has_versions: bool, name: str
+@pytest.mark.parametrize(
+    ("missing", "names"),
+    [((), {"native", "onnx"}), (("native",), {"onnx"}), (("native", "onnxruntime"), {"eager"})],
+)
+def test_a_session_begun_before_an_engine_was_there_keeps_the_older_one(
+    recorded: RecordedSession, missing: tuple[str, ...], names: set[str]
 ) -> None:
-    versions = recorded.plan.versions if has_versions else {"torch": "2.13.0"}
+    versions = {k: v for k, v in recorded.plan.versions.items() if k not in missing}
 
     thinker = load_thinker(msgspec.structs.replace(recorded.plan, versions=versions))
 
     assert isinstance(thinker, HRMAgent)
     assert thinker.choice is not None
-    assert thinker.choice.name == name
+    assert thinker.choice.name in names
+
+
+def test_a_session_keeps_the_engine_it_began_with(
+    recorded: RecordedSession, tmp_path: Path
+) -> None:
+    first = load_thinker(recorded.plan, folder=tmp_path)
+    noted = read_engine(tmp_path)
+    assert isinstance(first, HRMAgent)
+    assert first.choice is not None
+    assert noted is not None
+    assert noted.name == first.choice.name
+
+    (tmp_path / "engine.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(noted, name="onnx"))
+    )
+    again = load_thinker(recorded.plan, folder=tmp_path)
+
+    assert isinstance(again, HRMAgent)
+    assert again.choice is not None
+    assert again.choice.name == "onnx"
+
+
+def test_a_session_whose_engine_is_refused_here_goes_on_with_another(
+    recorded: RecordedSession, tmp_path: Path
+) -> None:
+    # The gate has no inputs for the features of this model.
+    note_engine(tmp_path, EngineRecord(name="native8", simd="avx2", processor="another"))
+
+    thinker = load_thinker(recorded.plan, folder=tmp_path)
+
+    assert isinstance(thinker, HRMAgent)
+    assert thinker.choice is not None
+    assert thinker.choice.name in ("native", "onnx")
 
 
 def test_another_model_than_the_plans_is_refused(recorded: RecordedSession) -> None:

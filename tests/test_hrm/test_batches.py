@@ -19,7 +19,7 @@ from hrm.costs import CostTable
 from hrm.eager_engine import EagerEngine
 from hrm.engine import Batch, Engine, Floats, Reading
 from hrm.manifest import Manifest, ModelEntry
-from hrm.onnx_engine import OnnxEngine, State
+from hrm.onnx_engine import OnnxEncoder, OnnxEngine, State
 from hrm.parity import rows_stand_alone
 from hrm.thought import Answer, DeadlineBudget, NoThought, Question, RecordedBudget, Thought
 
@@ -85,7 +85,8 @@ def a_fast_engine(config: HRMConfig) -> OnnxEngine:
     model = a_model(config, seed=8)
     with torch.no_grad():
         model.q_head.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(5))
-    return OnnxEngine({n: v.numpy() for n, v in model.state_dict().items()}, config)
+    arrays = {n: v.numpy() for n, v in model.state_dict().items()}
+    return OnnxEngine(arrays, config, OnnxEncoder(arrays, config))
 
 
 def an_agent(

@@ -14,17 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_builders import a_batch, a_card, a_config, a_model
 
-from hrm import engine_choice
 from hrm.act import AdaptiveComputationTime
 from hrm.config import AdaptiveComputationConfig, HRMConfig, PresetName
 from hrm.eager_engine import EagerEngine
-from hrm.engine_choice import choose_engine
 from hrm.halting import should_halt
 from hrm.integrity import load_release, save_release
 from hrm.manifest import IntegrityError
 from hrm.model import HierarchicalReasoningModel
-from hrm.onnx_engine import OnnxEngine
-from hrm.onnx_graphs import BLOCK, quantised
+from hrm.onnx_engine import OnnxEncoder, OnnxEngine
+from hrm.onnx_graphs import BLOCK, Bits, quantised
 from hrm.parity import TOLERANCE, NumpyReference, largest_difference
 from hrm.weights import Arrays, load_weights, shapes
 
@@ -37,6 +35,10 @@ def arrays_of(model: HierarchicalReasoningModel) -> Arrays:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
+def an_onnx_engine(arrays: Arrays, config: HRMConfig, bits: Bits = 32) -> OnnxEngine:
+    return OnnxEngine(arrays, config, OnnxEncoder(arrays, config), bits=bits)
+
+
 @cache
 def a_fast_engine(name: str) -> tuple[EagerEngine, OnnxEngine, HRMConfig]:
     makers: dict[str, Callable[[], HierarchicalReasoningModel]] = {
@@ -45,7 +47,7 @@ def a_fast_engine(name: str) -> tuple[EagerEngine, OnnxEngine, HRMConfig]:
         "registers": lambda: a_model(a_config(architecture=REGISTERS)),
     }
     model = makers[name]()
-    return EagerEngine(model), OnnxEngine(arrays_of(model), model.config), model.config
+    return EagerEngine(model), an_onnx_engine(arrays_of(model), model.config), model.config
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
@@ -105,7 +107,7 @@ def test_one_wrong_weight_is_seen_by_the_check() -> None:
     model = a_model()
     arrays = dict(arrays_of(model))
     name = "core.l_module.stack.blocks.0.feed_forward.down.weight"
-    engine = OnnxEngine(arrays | {name: arrays[name] * np.float32(1.05)}, model.config)
+    engine = an_onnx_engine(arrays | {name: arrays[name] * np.float32(1.05)}, model.config)
 
     assert largest_difference(engine, arrays, model.config) > TOLERANCE
 
@@ -150,23 +152,6 @@ def test_weights_are_those_of_the_verified_release(tmp_path: Path) -> None:
         load_weights(tmp_path)
 
 
-@pytest.mark.parametrize("found", [0.5, float("nan")])
-def test_an_engine_that_disagrees_does_not_serve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: float
-) -> None:
-    save_release(tmp_path, a_model(), a_card())
-    weights = load_weights(tmp_path)
-    monkeypatch.setattr(engine_choice, "largest_difference", lambda *_: found)
-
-    engine, choice = choose_engine(tmp_path, weights, "auto")
-
-    assert isinstance(engine, EagerEngine)
-    assert choice.name == "eager"
-    assert f"differs from the reference by {found:.3g}" in choice.reason
-    with pytest.raises(IntegrityError, match=r"performance\.engine to auto or eager"):
-        choose_engine(tmp_path, weights, "onnx")
-
-
 def test_eight_bits_round_a_weight_by_at_most_half_a_step() -> None:
     matrix = np.random.default_rng(5).normal(size=(6, 96)).astype(np.float32)
     matrix[0, :BLOCK] = 0.0
@@ -182,22 +167,10 @@ def test_eight_bits_round_a_weight_by_at_most_half_a_step() -> None:
 def test_the_loop_in_eight_bits_stays_near_the_fine_one_but_is_another() -> None:
     model = load_release(RELEASED).model
 
-    engine = OnnxEngine(arrays_of(model), model.config, bits=8)
+    engine = an_onnx_engine(arrays_of(model), model.config, bits=8)
 
     difference = largest_difference(engine, arrays_of(model), model.config)
     assert TOLERANCE < difference < 0.3
-
-
-@pytest.mark.parametrize(("wanted", "name"), [("auto", "onnx"), ("onnx", "onnx")])
-def test_the_engine_that_agrees_serves_and_says_how_closely(wanted: str, name: str) -> None:
-    config = HRMConfig().changed(performance={"engine": wanted})
-
-    engine, choice = choose_engine(RELEASED, load_weights(RELEASED), config.performance.engine)
-
-    assert isinstance(engine, OnnxEngine)
-    assert (choice.name, choice.reason) == (name, "")
-    assert choice.difference is not None
-    assert 0.0 < choice.difference < TOLERANCE
 
 
 def test_serving_the_released_model_imports_no_torch() -> None:
@@ -216,4 +189,6 @@ def test_serving_the_released_model_imports_no_torch() -> None:
         cwd=RELEASED.parent,
     )
 
-    assert ran.stdout.split() == ["onnx", "False"]
+    name, has_torch = ran.stdout.split()
+    assert name in ("native", "onnx")
+    assert has_torch == "False"

@@ -1,0 +1,170 @@
+"""Engines of one model: made, measured, compared with the reference, and sent through the gate.
+
+Each at most once, and only what is asked for. What is measured is kept in the state folder.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrm.config import ServingEngine
+from hrm.engine import Engine, Floats
+from hrm.engine_facts import EngineFacts, facts_path, read_facts, write_facts
+from hrm.gate import Course, GateFigures, compared, course_of
+from hrm.gate_inputs import NoGateInputs, gate_batch
+from hrm.native_engine import NativeBits, NativeEngine
+from hrm.native_library import NativeLibrary, NativeUnavailable, native_library
+from hrm.onnx_engine import OnnxEncoder, OnnxEngine
+from hrm.parity import TOLERANCE, drawn_batch, largest_difference
+from hrm.weights import Weights
+
+FINE: tuple[ServingEngine, ...] = ("native", "onnx")  # float32: they differ by rounding only
+COARSE: tuple[ServingEngine, ...] = ("native16", "native8")  # finer first
+NATIVE_BITS: dict[ServingEngine, NativeBits] = {"native": 32, "native16": 16, "native8": 8}
+LEAST_ROUNDS, MOST_ROUNDS, MEASURE_SECONDS = 5, 40, 0.3
+DRIFT = 1.01  # how far a coarser engine's difference may lie from the one it was admitted with
+
+
+class Refused(Exception):
+    """An engine may not serve; the text says why."""
+
+
+class Candidates:
+    """Make, measure and check engines of one model, each at most once."""
+
+    def __init__(self, weights: Weights, state_dir: Path | None) -> None:
+        self._weights = weights
+        self.config = weights.entry.config
+        self._path: Path | None = None
+        if state_dir is not None and state_dir.is_dir():
+            self._path = facts_path(state_dir, weights.entry.sha256)
+        self.facts = EngineFacts() if self._path is None else read_facts(self._path)
+        self._engines: dict[ServingEngine, Engine[Any, Any]] = {}
+        self.unavailable: dict[ServingEngine, str] = {}
+
+    def admitted(self, name: ServingEngine) -> tuple[Engine[Any, Any], float]:
+        """Return an engine and its difference from the reference; raise Refused."""
+        engine = self._engine(name)
+        difference = largest_difference(engine, self._weights.arrays, self.config)
+        if name in COARSE:
+            self._check_gate(name, engine, difference)
+        elif not difference <= TOLERANCE:  # true also for a difference that is no number
+            raise Refused(
+                f"it differs from the reference by {difference:.3g} on this processor, "
+                f"{TOLERANCE:g} is allowed"
+            )
+        return engine, difference
+
+    def _check_gate(self, name: ServingEngine, engine: Engine[Any, Any], difference: float) -> None:
+        figures = self.facts.gates.get(name)
+        if figures is None:
+            figures = self._gate(engine)
+            self.facts.gates[name] = figures
+            self.facts.differences[name] = difference
+            self._keep()
+        if figures.refusal:
+            raise Refused(f"the gate: {figures.refusal}")
+        if not difference <= DRIFT * self.facts.differences.get(name, 0.0):
+            raise Refused(
+                f"it differs from the reference by {difference:.3g}, by "
+                f"{self.facts.differences.get(name, 0.0):.3g} when the gate admitted it"
+            )
+
+    def _gate(self, engine: Engine[Any, Any]) -> GateFigures:
+        try:
+            batch = gate_batch(self._weights.entry)
+        except NoGateInputs as error:
+            raise Refused(f"the gate has no inputs: {error}") from error
+        return compared(self._fine_course, course_of(engine, batch, self.config), batch)
+
+    @cached_property
+    def _fine_course(self) -> Course:
+        """Return what the fastest engine in float32 says of the gate's inputs."""
+        for name in FINE:
+            try:
+                engine, _ = self.admitted(name)
+            except Refused:
+                continue
+            return course_of(engine, gate_batch(self._weights.entry), self.config)
+        raise Refused("the gate has nothing to compare with: no float32 engine is admitted")
+
+    def measured(self, names: tuple[ServingEngine, ...]) -> dict[ServingEngine, float]:
+        """Return the milliseconds of a segment of every one that is available."""
+        missing = [name for name in names if name not in self.facts.segment_ms]
+        engines: dict[ServingEngine, Engine[Any, Any]] = {}
+        for name in missing:
+            try:
+                engines[name] = self._engine(name)
+            except Refused as error:
+                self.unavailable[name] = str(error)
+        if engines:
+            taken_ms = segment_milliseconds(engines, self._encoded(), self._cycles)
+            self.facts.segment_ms |= {str(name): value for name, value in taken_ms.items()}
+            self._keep()
+        known = self.facts.segment_ms
+        return {name: known[name] for name in names if name in known}
+
+    def _encoded(self) -> Floats:
+        """Read one drawn market; how long that takes is measured by the way."""
+        batch = drawn_batch(self.config, 1)
+        self._encoder.encode(batch)
+        began = time.perf_counter()
+        encoded = self._encoder.encode(batch)
+        self.facts.encode_ms = round(1e3 * (time.perf_counter() - began), 4)
+        return encoded
+
+    @property
+    def _cycles(self) -> int:
+        return self.config.convergence.n_cycles
+
+    @cached_property
+    def _encoder(self) -> OnnxEncoder:
+        return OnnxEncoder(self._weights.arrays, self.config)
+
+    @cached_property
+    def library(self) -> NativeLibrary:
+        return native_library()
+
+    def _engine(self, name: ServingEngine) -> Engine[Any, Any]:
+        if name not in self._engines:
+            arrays, config = self._weights.arrays, self.config
+            if name == "onnx":
+                self._engines[name] = OnnxEngine(arrays, config, self._encoder)
+            else:
+                try:
+                    self._engines[name] = NativeEngine(
+                        arrays, config, self.library, self._encoder, bits=NATIVE_BITS[name]
+                    )
+                except NativeUnavailable as error:
+                    raise Refused(str(error)) from error
+        return self._engines[name]
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            write_facts(self._path, self.facts)
+
+
+def segment_milliseconds(
+    engines: dict[ServingEngine, Engine[Any, Any]],
+    encoded: Floats,
+    cycles: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[ServingEngine, float]:
+    """Return the median time of a segment of each engine; they run in turn, a few hundred ms."""
+    taken: dict[ServingEngine, list[float]] = {name: [] for name in engines}
+    began = clock()
+    for turn in range(MOST_ROUNDS):
+        for name, engine in engines.items():
+            state = engine.start(encoded)
+            start = clock()
+            for _ in range(cycles):
+                state = engine.cycle(state, encoded)
+            taken[name].append(1e3 * (clock() - start))
+        if turn >= LEAST_ROUNDS and clock() - began > MEASURE_SECONDS:
+            break
+    # The first one warms up.
+    return {name: round(float(np.median(times[1:])), 4) for name, times in taken.items()}

@@ -1,0 +1,77 @@
+/* The looped core of the model as one foreign call per cycle: what Python hands over, and how.
+ *
+ * Formulas are those of hrm/model.py and hrm/parity.py, for one token in the loop: post-norm blocks
+ * x = rms_norm(x + down(silu(gate) * up)) without attention. Everything is allocated by the caller.
+ *
+ * Layout. Every width is padded with zeros to a multiple of PANEL. A matrix [outputs, inputs] is
+ * stored in panels of PANEL outputs; within a panel the inputs follow one another, and for each of
+ * them (for each two of them in 8 bits) the PANEL outputs. So a product reads the weights once, from
+ * front to back, and needs no sum across lanes:
+ *
+ *   HRM_F32, HRM_F16   [outputs / PANEL][inputs][PANEL]
+ *   HRM_I8             [outputs / PANEL][inputs / 2][PANEL][2], w = code * scales[output]
+ *
+ * In 8 bits the inputs of a product are rounded to whole numbers up to `peak`, which is chosen so
+ * that no sum of products leaves 32 bits: 127 * peak * inputs < 2^31. Such sums are exact, float
+ * sums run over the inputs in order, and every other operation is the same in 16 lanes on each
+ * instruction set; so a row has the same bits alone, in a batch, with AVX2 and with AVX-512.
+ */
+#ifndef HRM_CORE_H
+#define HRM_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define HRM_ABI 1 /* raised with any change of this file; hrm/native_library.py has it too */
+#define PANEL 64
+
+enum hrm_format { HRM_F32 = 0, HRM_F16 = 1, HRM_I8 = 2 };
+
+struct hrm_matrix {
+    const void *panels;  /* 64-byte aligned */
+    const float *scales; /* [outputs], HRM_I8 only */
+    int32_t outputs;     /* padded */
+    int32_t inputs;      /* padded */
+    int32_t format;
+    int32_t peak; /* HRM_I8 only, at most 32767 */
+};
+
+struct hrm_block {
+    struct hrm_matrix gate_up; /* gate in the first half of the outputs, up in the second */
+    struct hrm_matrix down;
+};
+
+struct hrm_module {
+    const struct hrm_block *blocks;
+    int32_t n_blocks;
+    int32_t width;                /* as the model has it */
+    struct hrm_matrix from_other; /* reads the other module's state: from_low, from_high */
+};
+
+struct hrm_core {
+    struct hrm_module high;
+    struct hrm_module low;
+    int32_t timesteps; /* updates of L per update of H */
+    float epsilon;     /* of rms_norm */
+};
+
+/* States and encodings are dense [rows, width]; scratch is 64-byte aligned and of the size that
+ * hrm_scratch_bytes says. Outputs may not overlap inputs. */
+struct hrm_step {
+    const float *encoded; /* [rows, high.width] */
+    const float *high;
+    const float *low;
+    float *next_high;
+    float *next_low;
+    void *scratch;
+    int32_t rows;
+};
+
+/* As hrm/native_library.py mirrors them. */
+_Static_assert(sizeof(struct hrm_matrix) == 32, "hrm_matrix");
+_Static_assert(sizeof(struct hrm_block) == 64, "hrm_block");
+_Static_assert(sizeof(struct hrm_module) == 48, "hrm_module");
+_Static_assert(sizeof(struct hrm_core) == 104, "hrm_core");
+_Static_assert(sizeof(struct hrm_step) == 56, "hrm_step");
+
+#endif

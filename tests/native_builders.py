@@ -1,0 +1,36 @@
+"""The native kernel for tests: the one that is built, or one built for this run."""
+
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from hrm.native_build import BuildFailed, build
+from hrm.native_library import Level, NativeLibrary, NativeUnavailable, native_library
+
+
+@cache
+def kernel_folder() -> Path:
+    """Return where a kernel of these sources lies; skip the test where none can be built."""
+    try:
+        native_library()
+    except NativeUnavailable:
+        folder = Path(tempfile.mkdtemp(prefix="hrm-kernel-"))
+        try:
+            build(folder)
+        except BuildFailed as error:
+            pytest.skip(str(error))
+        return folder
+    from hrm.native_library import BUILT
+
+    return BUILT
+
+
+def a_kernel(level: Level | None = None) -> NativeLibrary:
+    """Return the kernel at a level; skip the test where the processor does not have it."""
+    library = native_library(kernel_folder())
+    if level == "avx512" and library.level != level:
+        pytest.skip("this processor has no AVX-512 with VNNI")
+    return library if level is None else replace(library, level=level)
