@@ -86,6 +86,7 @@ class MonitoringActor(Actor[Input, Output]):
         self._policy: Policy = "hrm"
         self._failures_in_a_row = 0
         self._failed_close_ns = 0  # bar close of the last of them
+        self._has_found_backlog = False  # since the last heartbeat of reasoning
         self._is_stopped = False
         self._latency = _Gauge(settings.latency_warning_ms, settings.latency_critical_ms)
         self._decision_errors = _Gauge(settings.error_rate_warning, settings.error_rate_critical)
@@ -186,6 +187,8 @@ class MonitoringActor(Actor[Input, Output]):
 
     def _heard(self, beat: Heartbeat) -> Iterator[Output]:
         self._signs_of_life_at(beat.at_ns)
+        if beat.actor == "reasoning":
+            self._has_found_backlog = False
         watch = self._watches.setdefault(beat.actor, _Watch(self._settings))
         watch.heard_ns = max(watch.heard_ns, beat.at_ns)
         if watch.is_silent:
@@ -309,10 +312,8 @@ class MonitoringActor(Actor[Input, Output]):
     def _judge_model(self, decision: Decision, inference: "_Inference") -> Iterator[Output]:
         if not inference.is_bad:
             self._failures_in_a_row = 0
-        elif self._failures_in_a_row == 0 or decision.bar_close_ns != self._failed_close_ns:
-            # Instruments that close together are thought about together: one stall is one failure.
+        elif self._is_another_failure(decision):
             self._failures_in_a_row += 1
-            self._failed_close_ns = decision.bar_close_ns
         limit = self._settings.failures_before_fallback
         if self._failures_in_a_row < limit or self._policy == "hold":
             return
@@ -321,6 +322,18 @@ class MonitoringActor(Actor[Input, Output]):
         yield PolicySwitch(policy="hold", reason=reason, at_ns=self._time_ns(decision.time_ns))
         text = f"the model is taken out, every decision is HOLD: {reason}; last: {decision.reason}"
         yield self._alert("critical", text, "Fallback to hold", decision.instrument)
+
+    def _is_another_failure(self, decision: Decision) -> bool:
+        """Tell a stall from the one before: those of one bar close are one.
+
+        So are those that a process finds unanswered when it begins, until its next heartbeat.
+        """
+        is_first = self._failures_in_a_row == 0
+        is_new_close = decision.bar_close_ns != self._failed_close_ns
+        self._failed_close_ns = decision.bar_close_ns
+        if decision.late and not decision.cycles:
+            is_new_close, self._has_found_backlog = not self._has_found_backlog, True
+        return is_first or is_new_close
 
     # Orders and switches
 

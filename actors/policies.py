@@ -196,6 +196,8 @@ class ReasoningSettings(ActorSettings):
     the 32 bars that its features look back."""
     max_together: int = Field(default=32, ge=1, le=256)
     """Messages handled at a time; the decisions among them are thought about as one batch."""
+    stuck_grace_ms: float = Field(default=150.0, ge=10.0, le=60_000.0)
+    """After the deadline of a decision, until the process that owes it is ended and begins anew."""
 
 
 class RiskLimits(ActorSettings):

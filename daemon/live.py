@@ -33,6 +33,7 @@ from daemon.reconciler import Reconciler
 from daemon.redis_bus import RedisBus
 from daemon.statistics import SessionStatistics
 from daemon.supervisor import ActorProcess, Part, Supervisor
+from daemon.thinking_watch import WATCHED, ThinkingWatch
 from daemon.tick_source import TickSource, until_quiet
 from daemon.venue import Books, OpenVenue
 from daemon.wiring import INPUT_STREAMS, NAMES, Workshop, on_crash
@@ -162,13 +163,22 @@ class LiveTradingService:
         if self._lock_step:
             source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle, venue.is_idle)
         self._bus, self._source = bus, source
+        actors = [self._actor(name, bus, url, latch) for name in NAMES]
+        # Only a process can be ended without its consent.
+        watches = [self._thinking_watch(bus)] if WATCHED in self.processes else []
+
+        def note(entry: Entry) -> None:
+            self._note(entry)
+            for watch in watches:
+                watch.note(entry)
+
         journal = Journal(
             bus,
             self._folder,
             (*NAMES, gateway.name),
             batch_entries=self._settings.bus.batch_entries,
             block_ms=self._settings.bus.block_ms,
-            on_entry=self._note,
+            on_entry=note,
         )
 
         async def crashed(name: str, reason: str) -> None:
@@ -187,11 +197,10 @@ class LiveTradingService:
         )
         # Off, it is no part at all.
         news = [NewsFeed(self._settings.news, bus)] if self._settings.news.url else []
-        actors = [self._actor(name, bus, url, latch) for name in NAMES]
         # Left from the inside out: feed, actors, recording. What the actors still say while they
         # stop belongs to the recording.
         async with supervise(journal, housekeeping, *venue.parts):
-            async with supervise(*actors, gateway):
+            async with supervise(*watches, *actors, gateway):
                 await self._until_ready(bus)
                 await housekeeping.announce_latch()
                 self._on_ready()
@@ -213,6 +222,16 @@ class LiveTradingService:
             "records": records,
             **concluded,
         }
+
+    def _thinking_watch(self, bus: Bus) -> ThinkingWatch:
+        deadline_ms = self._settings.hierarchical_reasoning_model.performance.max_inference_time_ms
+        return ThinkingWatch(
+            bus,
+            limit_s=(deadline_ms + self._settings.reasoning.stuck_grace_ms) / 1000,
+            silent_after_s=self._settings.monitoring.silent_after_seconds,
+            end=self.processes[WATCHED].end,
+            monotonic_s=time.monotonic,
+        )
 
     def _note(self, entry: Entry) -> None:
         self.statistics.add(entry)

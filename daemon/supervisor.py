@@ -52,6 +52,7 @@ class ActorProcess:
         self._stop_wait_s = stop_wait_s
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
+        self._ended_because = ""
         self.starts = 0
 
     @property
@@ -62,6 +63,7 @@ class ActorProcess:
     async def run(self) -> None:
         """Start the process and wait for its end; raises PartCrashed when it was not asked to."""
         self.starts += 1
+        self._ended_because = ""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *self._command,
@@ -80,7 +82,8 @@ class ActorProcess:
             await self._end(self._process)
             raise
         if not self._stopping:
-            raise PartCrashed(f"process {self.name} ended with code {code}")
+            because = self._ended_because and f": {self._ended_because}"
+            raise PartCrashed(f"process {self.name} ended with code {code}{because}")
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if not self._stopping:  # else it was asked before, and did not end in time
@@ -91,6 +94,12 @@ class ActorProcess:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+    def end(self, reason: str) -> None:
+        """Kill the process, which does not do its work any more; `run` raises with the reason."""
+        if self._process and self._process.returncode is None:
+            self._ended_because = reason
+            self._process.kill()
 
     def stop(self) -> None:
         """Send SIGTERM; `run` returns when the process is gone."""

@@ -174,6 +174,20 @@ def test_decisions_that_failed_at_the_same_bar_close_are_one_failure() -> None:
     assert switch.reason == "3 inferences in a row were late or failed"
 
 
+def test_what_a_process_finds_unanswered_is_one_failure_and_the_next_process_another() -> None:
+    def outage(first: int, restarts: int) -> list[Message]:
+        found = [a_thought(first + n, late=True, cycles=0, elapsed_us=0) for n in range(20)]
+        beat = a_heartbeat(actor="reasoning", at_ns=OPEN_NS + first, restarts=restarts)
+        return [beat, *found]
+
+    monitor = a_monitor()
+    two = outputs_of(monitor, *outage(0, 1), *outage(20, 2))
+    third = outputs_of(monitor, *outage(40, 3))
+
+    assert switches_of(two) == []
+    assert len(switches_of(third)) == 1
+
+
 def test_good_inferences_between_bad_ones_keep_the_model() -> None:
     decisions = [a_thought(n, late=n % 3 != 0) for n in range(30)]
 

@@ -19,6 +19,7 @@ from command_line import (
 )
 
 from actors.messages import (
+    Alert,
     Bar,
     Decision,
     MarketContext,
@@ -129,6 +130,27 @@ def test_a_killed_actor_comes_back_and_nothing_is_lost_or_repeated(
     beats = [beat for beat in messages(recording, Message) if getattr(beat, "actor", "") == name]
     assert [beats[0].restarts, beats[-1].restarts] == [0, 1]
     assert latch_of(sandbox)["engaged"] is False
+
+
+def test_reasoning_that_hangs_is_replaced_and_says_hold(
+    sandbox: Sandbox, candles: Path, undisturbed: Recording
+) -> None:
+    sandbox.set("hierarchical_reasoning_model.performance.max_inference_time_ms", 800)
+    daemon = start(sandbox, candles)
+    sandbox.wait_for("decision", KILLED_AT, daemon)
+
+    os.kill(sandbox.actor_pid("reasoning"), signal.SIGSTOP)
+    outcome = daemon.wait()
+
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    outcome.assert_no_traceback()
+    recording = check_whole(outcome.answer, undisturbed)
+    late = [decision for decision in messages(recording, Decision) if decision.late]
+    assert late
+    assert {decision.action for decision in late} == {"HOLD"}
+    texts = [alert.text for alert in messages(recording, Alert) if alert.runbook == "Part crashed"]
+    assert len(texts) == 1
+    assert "process reasoning ended with code -9: it gave no answer to" in texts[0]
 
 
 def test_a_killed_message_server_comes_back_and_the_daemon_goes_on(
