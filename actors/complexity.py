@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from actors.base import Actor
 from actors.events import EventCalendar
-from actors.forecast import EXCESS, Forecaster, Outlook, window_bars
+from actors.forecast import Forecaster, Outlook, window_bars
 from actors.messages import Bar, MarketContext, NewsUpdate
 from actors.news import NewsMemory, together
 from actors.policies import ComplexitySettings, ComplexityWeights
@@ -187,9 +187,9 @@ class _Series:
 
     def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
         """Return how likely each regime is; () while too little is known to say."""
-        if self._regimes is None or outlook.features is None:
+        if self._regimes is None or outlook.excess is None:
             return ()
-        return self._regimes.update(outlook.features[EXCESS], straightness(self.closes))
+        return self._regimes.update(outlook.excess, straightness(self.closes))
 
     def average_true_range(self) -> Decimal | None:
         """Return Wilder's average of the true ranges, in price units; None before `period` bars.

@@ -131,6 +131,7 @@ class ForecastCheck(msgspec.Struct, frozen=True, array_like=True):
     probability: float  # of a demanding window, as forecast when it began
     was_demanding: bool  # the window before it: the forecast of whoever expects no change
     is_demanding: bool
+    usually_demanding: bool | None = None  # what is usual at its time of day; None: not told
 
 
 class MarketContext(Message, frozen=True, kw_only=True):

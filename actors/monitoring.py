@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from actors.base import Actor
-from actors.forecast import ForecastScore
+from actors.forecast_score import ForecastScore
 from actors.histogram import Histogram
 from actors.messages import (
     ACTIONS,

@@ -78,7 +78,7 @@ class ComplexityWeights(ActorSettings):
 class ForecastCoefficients(Checked):
     """Weigh what is known at a bar's close into the probability of a demanding window.
 
-    A logistic regression, fitted offline by `python -m benchmarks.complexity --fit`.
+    A logistic regression, fitted offline by `python -m benchmarks.complexity_fit`.
     """
 
     intercept: float

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from actors.forecast import ForecastScore
+from actors.forecast_score import ForecastScore
 from actors.messages import (
     ACTIONS,
     Action,

@@ -16,12 +16,12 @@ from actors.forecast import (
     FEATURES,
     REFERENCE_NS,
     Forecaster,
-    ForecastScore,
     Outlook,
     bar_variance,
     window_bars,
 )
-from actors.messages import Bar, ForecastCheck, MarketContext
+from actors.forecast_score import ForecastScore
+from actors.messages import Bar, MarketContext
 from actors.policies import (
     ComplexityCoefficients,
     ComplexitySettings,
@@ -33,7 +33,7 @@ from actors.regimes import RegimeFilter, straightness
 BAR_NS = 300 * SECOND_NS
 DAY_NS = 86_400 * SECOND_NS
 BARS_PER_DAY = 75
-WINDOW = 6
+WINDOW = 12
 
 
 def coefficients(**weights: float) -> ForecastCoefficients:
@@ -108,6 +108,9 @@ def test_a_check_says_what_a_count_over_all_windows_says() -> None:
         assert before is not None
         assert outlook.check.is_demanding == (now > median)
         assert outlook.check.was_demanding == (before > median)
+        features = found[made].features
+        assert features is not None
+        assert outlook.check.usually_demanding == (features[0] > 0.0)
         assert outlook.check.probability == found[made].probability
         checked += 1
     assert checked > 200
@@ -184,40 +187,9 @@ def test_a_bar_that_never_moved_has_a_finite_logarithm() -> None:
     assert math.isfinite(math.log(bar_variance(a_bar_of([1000.0, 1000.0], OPEN_NS))))
 
 
-@pytest.mark.parametrize(("minutes", "bars"), [(1, 30), (2, 15), (5, 6), (15, 2), (60, 2)])
-def test_a_window_is_half_an_hour_but_at_least_two_bars(minutes: int, bars: int) -> None:
+@pytest.mark.parametrize(("minutes", "bars"), [(1, 60), (2, 30), (5, 12), (15, 4), (60, 1)])
+def test_a_window_is_an_hour_but_at_least_one_bar(minutes: int, bars: int) -> None:
     assert window_bars(minutes) == bars
-
-
-def test_a_score_counts_confusion_calibration_and_both_baselines() -> None:
-    score = ForecastScore()
-    for check in (
-        ForecastCheck(0.9, True, True),
-        ForecastCheck(0.9, False, True),
-        ForecastCheck(0.9, True, False),
-        ForecastCheck(0.1, True, False),
-    ):
-        score.add(check)
-
-    summary = score.summary()
-
-    assert (score.accuracy, score.baseline, score.largest_class) == (0.75, 0.25, 0.5)
-    assert summary["confusion"] == {
-        "calm_calm": 1,
-        "calm_demanding": 0,
-        "demanding_calm": 1,
-        "demanding_demanding": 2,
-    }
-    assert summary["calibration"] == [
-        {"from": 0.0, "n": 1, "forecast": 0.1, "realised": 0.0},
-        {"from": 0.8, "n": 3, "forecast": 0.9, "realised": 0.6667},
-    ]
-    assert summary["brier"] == pytest.approx((0.01 + 0.01 + 0.81 + 0.01) / 4)
-
-
-def test_an_empty_score_claims_nothing() -> None:
-    assert ForecastScore().accuracy is None
-    assert ForecastScore().summary()["accuracy"] is None
 
 
 # Regimes
