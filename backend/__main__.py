@@ -1,5 +1,6 @@
 """python -m backend: serve the web backend on port 8000. Logs go to stderr, nothing to stdout."""
 
+import gc
 import os
 import secrets
 import socket
@@ -8,21 +9,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
-from backend.build import Options, build
+from backend.build import Options, build, load_for
+from backend.server import server_of
 from daemon.errors import ConfigError, TraderError
 from daemon.logs import configure_logs
-
-_NICENESS = 10  # the daemon beside it decides about money: it goes first
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.")] = None,
     state: Annotated[Path | None, typer.Option(help="The daemon's state folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="Folder with settings.yaml.")] = None,
     broker_url: Annotated[
@@ -30,43 +29,39 @@ def serve(
     ] = None,
     demo: Annotated[bool, typer.Option(help="Follow the newest demo.")] = False,
     backtest_pace: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="Seconds between two bars of a back-test.")
-    ] = 0.1,
+        float | None,
+        typer.Option(min=0.0, max=10.0, help="Seconds between two bars of a back-test."),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C. What is not given comes from the settings `backend`."""
     configure_logs(log_level, sys.stderr)
-    os.nice(_NICENESS)
+    given = {
+        "backend.host": host,
+        "backend.port": port,
+        "backend.backtest_pace_seconds": backtest_pace,
+    }
     options = Options(
         state=state,
         config=config,
         broker_url=broker_url,
         demo=demo,
-        backtest_pace_s=backtest_pace,
+        overrides={key: value for key, value in given.items() if value is not None},
     )
-    application = build(options, os.environ, new_secret=lambda: secrets.token_hex(32))
+    settings = load_for(options, os.environ)
+    serving = settings.backend
+    os.nice(serving.niceness)  # the daemon beside it decides about money: it goes first
+    application = build(settings, options, os.environ, new_secret=lambda: secrets.token_hex(32))
     try:
-        listening = socket.create_server((host, port), backlog=256)
+        listening = socket.create_server((serving.host, serving.port), backlog=256)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error}; another program uses the port, or choose "
-            "one with --port"
+            f"cannot listen on {serving.host}:{serving.port}: {error}; another program uses the "
+            "port, or choose one with --port"
         ) from error
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            log_config=None,
-            access_log=False,
-            loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
-            ws_max_size=64 * 1024,
-            ws_per_message_deflate=False,  # per socket and frame: it costs more than it saves
-            timeout_graceful_shutdown=5,
-            server_header=False,
-        )
-    )
-    server.run(sockets=[listening])
+    gc.collect()
+    gc.freeze()  # what is there now stays: a collection that walks over it would hold up ticks
+    server_of(application, serving).run(sockets=[listening])
 
 
 def main() -> None:

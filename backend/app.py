@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -13,10 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.context import Backend
 from backend.routes import auth_routes, backtest_routes, config_routes, trading_routes
-from backend.websocket import ORIGINS
 from backend.websocket import router as sockets
-
-MOST_BODY_BYTES: Final = 64 * 1024
 
 
 def create_app(backend: Backend) -> FastAPI:
@@ -35,10 +32,10 @@ def create_app(backend: Backend) -> FastAPI:
     for routes in (auth_routes, config_routes, trading_routes, backtest_routes):
         app.include_router(routes.router)
     app.include_router(sockets)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, most_bytes=backend.settings.max_body_kib * 1024)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=ORIGINS,
+        allow_origins=backend.settings.origins,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],
@@ -73,18 +70,19 @@ def _finite(value: Any) -> Any:
 
 
 class BodyLimit:
-    """Answer 413 to a body above 64 KiB, announced or not."""
+    """Answer 413 to a body above a size, announced or not."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self._app = app
+        self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MOST_BODY_BYTES:
-            await _too_large(scope, receive, send)
+        if announced.isdigit() and int(announced) > self._most_bytes:
+            await self._refuse(scope, receive, send)
             return
         body = b""
         while True:
@@ -92,8 +90,8 @@ class BodyLimit:
             if message["type"] != "http.request":
                 return  # the client has gone
             body += message.get("body", b"")
-            if len(body) > MOST_BODY_BYTES:
-                await _too_large(scope, receive, send)
+            if len(body) > self._most_bytes:
+                await self._refuse(scope, receive, send)
                 return
             if not message.get("more_body"):
                 break
@@ -108,7 +106,6 @@ class BodyLimit:
 
         await self._app(scope, whole, send)
 
-
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = JSONResponse({"detail": f"Request body above {MOST_BODY_BYTES} bytes"}, 413)
-    await answer(scope, receive, send)
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = JSONResponse({"detail": f"Request body above {self._most_bytes} bytes"}, 413)
+        await answer(scope, receive, send)

@@ -18,8 +18,6 @@ COOKIE_LIFE_S: Final = 86_400
 ALGORITHM: Final = "HS256"
 LEAST_SECRET_BYTES: Final = 32
 
-_FAILURES: Final = 5
-_WINDOW_S: Final = 300.0
 _KEPT_KEYS: Final = 10_000
 
 
@@ -76,10 +74,12 @@ class CookieSigner:
 
 
 class LoginThrottle:
-    """Refuse log-ins of a user or an address after five failures within five minutes."""
+    """Refuse log-ins of a user or an address after so many failures within a time."""
 
-    def __init__(self, clock_s: Callable[[], float]) -> None:
+    def __init__(self, clock_s: Callable[[], float], failures: int, window_s: float) -> None:
         self._clock_s = clock_s
+        self._most = failures
+        self._window_s = window_s
         self._failures: dict[str, deque[float]] = {}
 
     def wait_s(self, *keys: str) -> float:
@@ -89,7 +89,7 @@ class LoginThrottle:
     def note_failure(self, *keys: str) -> None:
         """Count a log-in that failed."""
         for key in keys:
-            times = self._failures.setdefault(key, deque(maxlen=_FAILURES))
+            times = self._failures.setdefault(key, deque(maxlen=self._most))
             times.append(self._clock_s())
         while len(self._failures) > _KEPT_KEYS:
             del self._failures[next(iter(self._failures))]
@@ -98,9 +98,9 @@ class LoginThrottle:
         times = self._failures.get(key)
         if not times:
             return 0.0
-        if times[-1] <= self._clock_s() - _WINDOW_S:
+        if times[-1] <= self._clock_s() - self._window_s:
             del self._failures[key]
             return 0.0
-        if len(times) < _FAILURES:
+        if len(times) < self._most:
             return 0.0
-        return max(0.0, times[0] + _WINDOW_S - self._clock_s())
+        return max(0.0, times[0] + self._window_s - self._clock_s())

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from backend.hub import as_text
+from daemon.backend_settings import BackendSettings
 from daemon.logs import get_logger
 
-MOST_RUNNING: Final = 2
-MOST_WAITING: Final = 4
 _KEPT: Final = 20
 _CHART_EVERY: Final = 50  # bars
 _PROGRESS_REPORTS: Final = 20
@@ -78,28 +77,24 @@ class Job:
 
 
 class BacktestJobs:
-    """Run back-tests, at most two at a time and four waiting. Use from one event loop.
-
-    pace_s: seconds between two bars' frames; the other pauses of the contract are multiples of it.
-    """
+    """Run back-tests, a few at a time. Use from one event loop."""
 
     def __init__(
-        self, wall_ns: Callable[[], int], config: Path | None, pace_s: float = 0.1
+        self, wall_ns: Callable[[], int], config: Path | None, settings: BackendSettings
     ) -> None:
         self._wall_ns = wall_ns
         self._config = config
-        self._pace_s = pace_s
+        self._pace_s = settings.backtest_pace_seconds
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._places = asyncio.Semaphore(MOST_RUNNING)
-        self.most_waiting = MOST_WAITING
+        self._places = asyncio.Semaphore(settings.backtests_running)
+        self._most = settings.backtests_running + settings.backtests_waiting
         self._log = get_logger(part="backtests")
 
     def start(self, request: JobRequest) -> Job:
         """Take a back-test; raises TooManyJobs where there is no room."""
         unfinished = sum(1 for job in self._jobs.values() if not job.is_over)
-        most = MOST_RUNNING + self.most_waiting
-        if unfinished >= most:
-            raise TooManyJobs(f"{unfinished} back-tests are under way, at most {most}: wait")
+        if unfinished >= self._most:
+            raise TooManyJobs(f"{unfinished} back-tests are under way, at most {self._most}: wait")
         job_id = f"{request.user_id}_{self._wall_ns() / 1e9:.6f}"
         job = Job(job_id, request)
         self._jobs[job_id] = job

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -27,21 +27,31 @@ from daemon.settings import Settings, find_config_dir, load_instruments, load_se
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says."""
+    """What the command line says; `overrides` are settings, `{"backend.port": 8000}`."""
 
     state: Path | None = None
     config: Path | None = None
     broker_url: str | None = None
     demo: bool = False
-    backtest_pace_s: float = 0.1
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+
+def load_for(options: Options, environment: Mapping[str, str]) -> Settings:
+    """Return the settings that the command line, the environment and the file say."""
+    overrides = dict(options.overrides)
+    if options.state:
+        overrides["session.state_dir"] = str(options.state)
+    return load_settings(options.config, environment, overrides=overrides, demo=options.demo)
 
 
 def build(
-    options: Options, environment: Mapping[str, str], *, new_secret: Callable[[], str]
+    settings: Settings,
+    options: Options,
+    environment: Mapping[str, str],
+    *,
+    new_secret: Callable[[], str],
 ) -> FastAPI:
     """Return the application; raises ConfigError for settings that cannot be used."""
-    overrides = {"session.state_dir": str(options.state)} if options.state else {}
-    settings = load_settings(options.config, environment, overrides=overrides, demo=options.demo)
     accounts = FyersAccounts(
         Endpoints() if options.broker_url is None else simulated(options.broker_url)
     )
@@ -58,8 +68,9 @@ def build_backend(
     """Return the parts of a backend for these settings."""
     config_dir = find_config_dir(options.config, environment)
     files = ResultFiles(settings.session.state_dir / "backend", time.time_ns)
-    link = DaemonLink(time.time_ns)
-    hub = Hub()
+    limits = settings.backend
+    link = DaemonLink(time.time_ns, limits.answer_seconds)
+    hub = Hub(limits.sockets_per_user)
     reader = BusReader(
         lambda: find_place(settings, demo=options.demo),
         hub,
@@ -70,15 +81,16 @@ def build_backend(
     )
     catalogue = load_instruments(options.config, environment, demo=options.demo).catalogue
     return Backend(
+        settings=limits,
         signer=CookieSigner(_secret(settings, options, new_secret), time.time),
-        throttle=LoginThrottle(time.monotonic),
+        throttle=LoginThrottle(time.monotonic, limits.login_failures, limits.login_window_seconds),
         accounts=accounts,
         reader=reader,
         hub=hub,
         link=link,
         files=files,
         shelf=CandleShelf(Path(settings.paths.raw_data_dir), catalogue, accounts),
-        jobs=BacktestJobs(time.time_ns, options.config, options.backtest_pace_s),
+        jobs=BacktestJobs(time.time_ns, options.config, limits),
         config_dir=config_dir,
         wall_ns=time.time_ns,
         monotonic_s=time.monotonic,

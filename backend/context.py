@@ -17,10 +17,10 @@ from backend.backtest_jobs import BacktestJobs
 from backend.candles import CandleShelf
 from backend.daemon_link import DaemonLink
 from backend.files import ResultFiles
-from backend.hub import Hub
+from backend.hub import Hub, Line, Patience, SocketClient
 from backend.reader import BusReader
+from daemon.backend_settings import BackendSettings
 
-PROFILE_FRESH_S: Final = 60.0
 _KEPT_PROFILES: Final = 1000
 
 
@@ -28,6 +28,7 @@ _KEPT_PROFILES: Final = 1000
 class Backend:
     """The parts of one backend process."""
 
+    settings: BackendSettings
     signer: CookieSigner
     throttle: LoginThrottle
     accounts: Accounts
@@ -61,10 +62,17 @@ class Backend:
                 with suppress(asyncio.CancelledError):
                     await reading
 
+    def client(self, user_id: str, line: Line, on_end: Callable[[], object]) -> SocketClient:
+        """Return a user's socket over a line; whoever asks attaches it to the hub."""
+        patience = Patience(self.settings.waiting_messages, self.settings.stuck_seconds)
+        return SocketClient(
+            user_id, line, patience=patience, monotonic_s=self.monotonic_s, on_end=on_end
+        )
+
     async def profile(self, identity: Identity) -> Profile:
-        """Return name and capital, from the broker at most once a minute."""
+        """Return name and capital, asked for at the broker only now and then."""
         kept = self._profiles.get(identity.access_token)
-        if kept is not None and self.monotonic_s() - kept[0] < PROFILE_FRESH_S:
+        if kept is not None and self.monotonic_s() - kept[0] < self.settings.profile_fresh_seconds:
             return kept[1]
         profile = await self.accounts.profile(identity)
         self._profiles[identity.access_token] = (self.monotonic_s(), profile)

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from actors.messages import (
     KillSwitch,
@@ -21,8 +21,6 @@ from daemon.errors import BusError
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore
 from daemon.redis_bus import RedisBus
 
-ANSWER_WITHIN_S: Final = 5.0
-
 Request = StartSession | StopSession | ManualTrade
 
 
@@ -33,8 +31,9 @@ class NoAnswer(Exception):
 class DaemonLink:
     """Publish requests and wait for their answers, which the reader hands in."""
 
-    def __init__(self, wall_ns: Callable[[], int]) -> None:
+    def __init__(self, wall_ns: Callable[[], int], answer_within_s: float) -> None:
         self._wall_ns = wall_ns
+        self._answer_within_s = answer_within_s
         self._waiting: dict[str, asyncio.Future[RequestAnswer]] = {}
 
     def take(self, answer: RequestAnswer) -> None:
@@ -108,14 +107,14 @@ class DaemonLink:
         announcer = Announcer(bus, "backend", [request.stream])
         try:
             await announcer.publish(request)
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with asyncio.timeout(self._answer_within_s):
                 return await answered
         except BusError as error:
             raise NoAnswer(str(error)) from error
         except TimeoutError as error:
             raise NoAnswer(
-                f"the daemon gave no answer within {ANSWER_WITHIN_S:g} s: look at the session "
-                "before you ask again"
+                f"the daemon gave no answer within {self._answer_within_s:g} s: look at the "
+                "session before you ask again"
             ) from error
         finally:
             del self._waiting[request.id]

@@ -4,7 +4,7 @@ Pure: entries in, frames out. Where entries come from and where frames go is for
 hub.py; what counts as a session is the daemon's to say.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -69,6 +69,31 @@ class Frame(NamedTuple):
     instrument: str = ""
     user_id: str = ""
     latest_of: str = ""  # a newer frame of the same name replaces it where a client is slow
+
+    def key_of(self, session: TradingSession) -> tuple[object, ...]:
+        """Return what the body depends on of a session: it is the same for all that share it."""
+        if self.body["type"] != "stats_update":
+            return ()
+        return session.realised_before, session.round_trips_before, session.wins_before
+
+
+def without_replaced(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the frames but those that a newer one of their name replaces.
+
+    A frame that nothing replaces keeps its place: an older one before it is not replaced by one
+    behind it. So a reader that fell behind catches up as a slow client does.
+    """
+    kept: list[Frame] = []
+    seen: set[str] = set()
+    for frame in reversed(frames):
+        if not frame.latest_of:
+            seen.clear()
+        elif frame.latest_of in seen:
+            continue
+        else:
+            seen.add(frame.latest_of)
+        kept.append(frame)
+    return kept[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,11 +304,12 @@ class Projection:
         candle = self._candle_with(tick)
         name = tick.instrument
         price = number(tick.last_price)
+        open_s = str(candle.open_ns // _NS)
         data = {
             "symbol": name,
             "price": price,
             "volume": float(tick.volume_today),
-            "timestamp": str(candle.open_ns // _NS),
+            "timestamp": open_s,
             "time_iso": iso_local(tick.event_ns),
             "bid": number(tick.bid) or price,
             "ask": number(tick.ask) or price,
@@ -291,7 +317,8 @@ class Projection:
             "low": number(candle.low),
             "open": number(candle.open),
         }
-        yield Frame({"type": "tick", "data": data}, name, latest_of=f"tick:{name}")
+        # Named by its bar: the last tick of a bar, which closes its candle, is never left out.
+        yield Frame({"type": "tick", "data": data}, name, latest_of=f"tick:{name}:{open_s}")
         position = self.positions.get(name)
         if position is not None and position.net_quantity:
             if before is not None and before.last_price == tick.last_price:

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from actors.messages import Decision, Heartbeat, Message, RequestAnswer
-from backend.hub import Hub, as_text
+from backend.hub import Hub, Ready, ready
 from backend.place import Finder, Place
-from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade
+from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade, without_replaced
 from daemon.bus import Entry, id_key
 from daemon.errors import BusError
 from daemon.logs import get_logger
@@ -128,36 +128,37 @@ class BusReader:
             session = projection.session_of(user_id)
             if not same or session != known:
                 body = {"type": "status", "data": projection.status(user_id)}
-                self._hub.send(user_id, as_text(body))
+                self._hub.send(user_id, ready(body))
 
     def _take(self, entries: Iterable[Entry]) -> None:
         projection = self._projection
         if projection is None:
             return
+        trades = len(projection.trades)
+        frames: list[Frame] = []
         for entry in entries:
             message: Message = entry.envelope.message
             if isinstance(message, RequestAnswer):
                 self._on_answer(message)
-                continue
-            trades = len(projection.trades)
-            for frame in projection.fold(message):
-                self._send(projection, frame)
-            if len(projection.trades) > trades:
-                self._on_trades(projection.place, projection.trades[trades:])
+            else:
+                frames += projection.fold(message)
+        for frame in without_replaced(frames):
+            self._send(projection, frame)
+        if len(projection.trades) > trades:
+            self._on_trades(projection.place, projection.trades[trades:])
 
     def _send(self, projection: Projection, frame: Frame) -> None:
         if frame.user_id:
-            self._hub.send(frame.user_id, as_text(frame.body))
+            self._hub.send(frame.user_id, ready(frame.body))
             return
-        text = ""
+        made: dict[tuple[object, ...], Ready] = {}  # by what it depends on of a session
         for user_id in self._hub.users:
             session = projection.session_of(user_id)
             if session is None or session.status != "running":
                 continue
             if session.instrument != frame.instrument:
                 continue
-            if frame.body["type"] == "stats_update":
-                self._hub.send(user_id, as_text(projection.for_session(frame, session)))
-            else:
-                text = text or as_text(frame.body)
-                self._hub.send(user_id, text, frame.latest_of)
+            key = frame.key_of(session)
+            if key not in made:
+                made[key] = ready(projection.for_session(frame, session))
+            self._hub.send(user_id, made[key], frame.latest_of)

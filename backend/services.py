@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 from fastapi import HTTPException
@@ -23,7 +23,8 @@ from backend.build import Options, build_backend
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
-from backend.hub import SocketClient, as_text
+from backend.hub import SocketClient, ready
+from backend.lines import SendingLine
 from backend.projection import started
 from backend.responses import INACTIVE, timeframe_of
 from backend.routes.backtest_routes import job_request
@@ -85,7 +86,7 @@ class LiveTradingService:
         self.timeframe = timeframe
         self.option_strategy = option_strategy
         self.trading_mode = trading_mode
-        self._pumps: dict[Socket, tuple[SocketClient, asyncio.Task[None]]] = {}
+        self._sockets: dict[Socket, tuple[SocketClient, asyncio.Task[None]]] = {}
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -174,21 +175,24 @@ class LiveTradingService:
 
     def add_websocket_client(self, websocket: Socket) -> None:
         """Send an accepted socket what happens in the session; a fourth ends the oldest."""
-        client = SocketClient(self.user_id, websocket.send_text)
+        line = SendingLine(websocket.send_text)
+        sending = asyncio.create_task(line.run())
+        client = self._backend.client(self.user_id, line, sending.cancel)
+        sending.add_done_callback(partial(_end_where_broken, client))
         view = self._backend.reader.view
         session = view.session_of(self.user_id) if view else None
         if session is not None and session.status == "running":
-            client.offer(as_text(started(session)))
+            client.offer(ready(started(session)))
         self._backend.hub.attach(client)
-        self._pumps[websocket] = (client, asyncio.create_task(client.pump()))
+        self._sockets[websocket] = (client, sending)
 
     def remove_websocket_client(self, websocket: Socket) -> None:
         """Send a socket nothing more; harmless when it was not added."""
-        found = self._pumps.pop(websocket, None)
+        found = self._sockets.pop(websocket, None)
         if found is not None:
-            client, pump = found
+            client, sending = found
             self._backend.hub.detach(client)
-            pump.cancel()
+            sending.cancel()
 
 
 class BacktestService:
@@ -328,6 +332,11 @@ async def _answer(asking: Any) -> RequestAnswer:
     except NoAnswer as error:
         raise ServiceFailed(str(error)) from error
     return answer
+
+
+def _end_where_broken(client: SocketClient, sending: asyncio.Task[None]) -> None:
+    if not sending.cancelled() and (error := sending.exception()):
+        client.end(f"its socket broke: {type(error).__name__}")
 
 
 def _decoded(text: str) -> dict[str, Any]:

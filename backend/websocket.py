@@ -5,24 +5,25 @@ A socket belongs to the user of its cookie; the id in the path only keeps the ol
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from backend.auth import COOKIE, Identity, NotAuthenticated
 from backend.context import Backend, backend_of
-from backend.hub import SocketClient, as_text
+from backend.hub import TOO_SLOW, SocketClient, as_text, ready, ready_text
+from backend.lines import EXTENSION, LineProtocol
 from backend.projection import started
 from backend.responses import INACTIVE, insights, iso_utc, trading_response
 from backend.routes.trading_routes import traded_symbol
 
-ORIGINS: Final = ("http://localhost:3000", "http://localhost:3001")
 PING_EVERY_S: Final = 30.0
 SILENT_AFTER_S: Final = 120.0
 
 POLICY: Final = 1008
 _GOING: Final = 1001
+_FAREWELL_S: Final = 1.0
 _CONTROL_TYPES: Final = ("ping", "pong")
 
 router = APIRouter()
@@ -32,10 +33,11 @@ OnObject = Callable[[dict[str, Any]], str | None]
 def socket_identity(websocket: WebSocket) -> Identity | None:
     """Return whose cookie this is; None also for a page of a foreign origin."""
     origin = websocket.headers.get("origin")
-    if origin is not None and origin not in ORIGINS:
+    backend = backend_of(websocket)
+    if origin is not None and origin not in backend.settings.origins:
         return None
     try:
-        return backend_of(websocket).signer.read(websocket.cookies.get(COOKIE))
+        return backend.signer.read(websocket.cookies.get(COOKIE))
     except NotAuthenticated:
         return None
 
@@ -79,59 +81,50 @@ def decision_text(backend: Backend, user_id: str, body: dict[str, Any]) -> str |
 
 
 async def _serve_session(websocket: WebSocket, identity: Identity, on_object: OnObject) -> None:
+    """Show a user his session until one of them ends; then close."""
     backend = backend_of(websocket)
+    line: LineProtocol = websocket.scope["extensions"][EXTENSION]
     await websocket.accept()
-    client = SocketClient(identity.user_id, websocket.send_text)
-    client.offer(
-        as_text(
-            {
-                "type": "connected",
-                "message": "WebSocket connected successfully",
-                "user_id": identity.user_id,
-            }
-        )
-    )
-    view = backend.reader.view
-    status = view.status(identity.user_id) if view else INACTIVE
-    client.offer(as_text({"type": "status", "data": status}))
-    session = view.session_of(identity.user_id) if view else None
-    if session is not None and session.status == "running":
-        client.offer(as_text(started(session)))
+    ended = asyncio.Event()
+    client = backend.client(identity.user_id, line, ended.set)
+    for body in _greeting(backend, identity.user_id):
+        client.offer(ready(body))
     # No await since the status was taken: nothing that happens now is missed or comes too early.
     backend.hub.attach(client)
+    listening = asyncio.create_task(_listen(websocket, client, backend, on_object))
+    listening.add_done_callback(lambda _: ended.set())
     try:
-        await serve_client(websocket, client, backend, on_object, pings=True)
+        await ended.wait()
     finally:
         backend.hub.detach(client)
-
-
-async def serve_client(
-    websocket: WebSocket,
-    client: SocketClient,
-    backend: Backend,
-    on_object: OnObject,
-    *,
-    pings: bool,
-) -> None:
-    """Send what is queued and hear the client, until one of them ends; then close."""
-    pump = asyncio.create_task(client.pump())
-    listen = asyncio.create_task(_listen(websocket, client, backend, on_object, pings=pings))
+        listening.cancel()
+        (outcome,) = await asyncio.gather(listening, return_exceptions=True)
+    if isinstance(outcome, Exception) and not is_disconnect(outcome):
+        raise outcome
+    if client.end_reason == TOO_SLOW:
+        line.abort()  # a farewell would wait for ever behind what is not taken
+        return
     try:
-        await asyncio.wait({pump, listen}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (pump, listen):
-            task.cancel()
-        outcomes = await asyncio.gather(pump, listen, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, TimeoutError):
-            client.end("too slow: a frame was not taken in time")
-        elif isinstance(outcome, Exception) and not is_disconnect(outcome):
-            raise outcome
-    try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(_FAREWELL_S):
             await websocket.close(_GOING)
-    except (RuntimeError, TimeoutError, WebSocketDisconnect):
+    except TimeoutError:
+        line.abort()
+    except (RuntimeError, WebSocketDisconnect):
         return  # the client has gone first
+
+
+def _greeting(backend: Backend, user_id: str) -> Iterator[dict[str, Any]]:
+    """Yield what a new socket hears first."""
+    yield {
+        "type": "connected",
+        "message": "WebSocket connected successfully",
+        "user_id": user_id,
+    }
+    view = backend.reader.view
+    yield {"type": "status", "data": view.status(user_id) if view else INACTIVE}
+    session = view.session_of(user_id) if view else None
+    if session is not None and session.status == "running":
+        yield started(session)
 
 
 def is_disconnect(error: Exception) -> bool:
@@ -141,26 +134,20 @@ def is_disconnect(error: Exception) -> bool:
 
 
 async def _listen(
-    websocket: WebSocket,
-    client: SocketClient,
-    backend: Backend,
-    on_object: OnObject,
-    *,
-    pings: bool,
+    websocket: WebSocket, client: SocketClient, backend: Backend, on_object: OnObject
 ) -> None:
     """Hear the client and ping it; return when it leaves or says nothing for two minutes."""
     heard_s = backend.monotonic_s()
     ping_s = heard_s + PING_EVERY_S
     while True:
         now_s = backend.monotonic_s()
-        if pings and now_s >= heard_s + SILENT_AFTER_S:
+        if now_s >= heard_s + SILENT_AFTER_S:
             return
-        if pings and now_s >= ping_s:
-            client.offer(as_text({"type": "ping", "timestamp": iso_utc(backend.wall_ns())}))
+        if now_s >= ping_s:
+            client.offer(ready({"type": "ping", "timestamp": iso_utc(backend.wall_ns())}))
             ping_s = now_s + PING_EVERY_S
-        wait_s = min(ping_s, heard_s + SILENT_AFTER_S) - now_s if pings else None
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(min(ping_s, heard_s + SILENT_AFTER_S) - now_s):
                 message = await websocket.receive()
         except TimeoutError:
             continue
@@ -169,7 +156,7 @@ async def _listen(
         heard_s = backend.monotonic_s()
         answer = _answer(message.get("text") or "", on_object)
         if answer is not None:
-            client.offer(answer)
+            client.offer(ready_text(answer))
 
 
 def _answer(text: str, on_object: OnObject) -> str | None:

@@ -1,16 +1,22 @@
 """What does the web backend cost, and does the trading path notice it?
 
-    python -m benchmarks.backend --json          about two minutes
-    python -m benchmarks.backend --json --quick  about forty seconds, fewer sockets
+    python -m benchmarks.backend --json          about five minutes
+    python -m benchmarks.backend --json --quick  about half a minute, fewer sockets
 
-Runs the daemon (`hrm-trader run`) twice on the same seeded one-minute candles, played fast enough
-for several decisions a second: once alone, once with the backend (`python -m backend`) serving 200
-live sockets and a stream of GET requests. The backend and the daemon are processes of their own, as
-in production; the clients run in this one.
+One daemon (`hrm-trader run`) plays seeded one-minute candles, fast enough for ten decisions and
+forty ticks a second. Beside it, in turns: nothing, and the backend (`python -m backend`) with 200
+live sockets and a stream of GET requests. Daemon, backend and sockets are processes of their own;
+the sockets are raw ones (`benchmarks/socket_clients.py`), so that they cost as little as they can.
 
 `tick_fan_out_ms` is the time from a tick's publication on the bus to its arrival at a client, over
-all sockets. `tick_to_decision_us` is the daemon's own figure of each run; the ratio is with by
-without. `memory_per_socket_kib` is the growth of the backend's resident memory by the sockets.
+all sockets. `floor_fan_out_ms` is the same, in the same run and with the same clients, of a server
+that does nothing but take ticks off the bus and write one ready frame to every socket
+(`benchmarks/broadcast_floor.py`): what is between the two is the backend's.
+
+`tick_to_decision_us` is the time from the market event that closed a bar to the decision, both as
+published on the bus, by turn. The order of the turns is mirrored from pair to pair, so that a drift
+of the machine falls on both alike. `tick_to_decision_p99_ratio` is with by without, all turns
+pooled; for the confidence interval see `benchmarks/paired.py`.
 """
 
 import argparse
@@ -22,8 +28,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,113 +40,198 @@ import aiohttp
 import numpy as np
 import uvloop
 
-from actors.messages import StartSession, Tick
+from actors.messages import Decision, StartSession, Tick
 from backend.auth import COOKIE, CookieSigner, Identity
-from backend.hub import MOST_SOCKETS
 from backend.place import Place, find_place
 from backend.responses import iso_local
 from benchmarks.machine import ROOT, machine_facts, summary
+from benchmarks.paired import percentile_ratio, ratio_ci95
 from daemon.announcer import Announcer
 from daemon.errors import BusError
 from daemon.redis_bus import RedisBus
-from daemon.redis_tail import RedisTail
 from daemon.settings import load_settings
 
 SOCKETS: Final = 200
-SPEED: Final = 120.0  # market seconds per real second: two bars, eight ticks a second
+SOCKETS_PER_USER: Final = 3
+PAIRS: Final = 4
+TURN_S: Final = 27.0
+FLOOR_S: Final = 10.0
+SPEED: Final = 600.0  # market seconds per real second: ten bars, forty ticks a second
 SECRET: Final = "a secret for measuring only, 32 bytes"
-FIRST_BAR_S: Final = 1_772_423_100  # Monday 2026-03-02 09:15 IST
+FIRST_DAY_S: Final = 1_772_423_100  # Monday 2026-03-02 09:15 IST
+DAYS: Final = (
+    0,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    10,
+    11,
+    14,
+    15,
+    16,
+)  # without weekends and the holiday of 3 March
+BARS_A_DAY: Final = 375
 SEED: Final = 7
 _START_WAIT_S: Final = 60.0
-_WARM_UP_S: Final = 3.0
-_CLIENT_NICENESS: Final = 10
+_SETTLE_S: Final = 2.0
 _GET_CLIENTS: Final = 4
+_GET_PAUSE_S: Final = 0.05
 _PATHS: Final = ("/api/health", "/api/config", "/api/metrics", "/api/trading/positions")
+_LONGEST_LINE: Final = 1 << 28
+
+
+@dataclass
+class Turn:
+    """What was seen of a server, or without one, between two instants of the wall clock."""
+
+    begin_ns: int = 0
+    end_ns: int = 0
+    arrivals: dict[str, list[int]] = field(default_factory=dict)
+    lost: int = 0
+    gets_ms: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    kib_per_socket: float = 0.0
+
+    def fan_out_ms(self, published: dict[str, int]) -> list[float]:
+        """Return how long each tick of the turn took to each socket."""
+        return [
+            (at_ns - published[key]) / 1e6
+            for key, times_ns in self.arrivals.items()
+            if self.begin_ns <= published.get(key, 0) < self.end_ns
+            for at_ns in times_ns
+        ]
+
+    def decisions_us(self, decided: Sequence[tuple[int, float]]) -> list[float]:
+        """Return how long the decisions of the turn took."""
+        first = bisect_left(decided, (self.begin_ns, 0.0))
+        last = bisect_left(decided, (self.end_ns, 0.0))
+        return [elapsed_us for _, elapsed_us in decided[first:last]]
 
 
 def main() -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--quick", action="store_true", help="20 sockets, 10 seconds a run")
+    parser.add_argument("--quick", action="store_true", help="20 sockets, one pair of short turns")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of turns")
+    parser.add_argument("--turn", type=float, default=TURN_S, help="seconds of one turn")
     arguments = parser.parse_args()
-    sockets, seconds = (20, 10.0) if arguments.quick else (SOCKETS, 40.0)
+    plan = (SOCKETS, arguments.pairs, arguments.turn, FLOOR_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        answer = runner.run(measure(sockets, seconds))
+        answer = runner.run(measure(*((20, 1, 5.0, 2.0) if arguments.quick else plan)))
     print(json.dumps(answer, indent=None if arguments.json else 1))
 
 
-async def measure(sockets: int, seconds: float) -> dict[str, Any]:
-    """Run the daemon alone, then with the backend; return all figures."""
-    alone = await one_run(0, seconds)
-    loaded = await one_run(sockets, seconds)
-    without, with_ = alone["tick_to_decision_us"], loaded["tick_to_decision_us"]
+async def measure(sockets: int, pairs: int, turn_s: float, floor_s: float) -> dict[str, Any]:
+    """Take all turns beside one daemon; return all figures."""
+    without: list[Turn] = []
+    with_: list[Turn] = []
+    with tempfile.TemporaryDirectory(prefix="hrm-") as name:
+        environment = environment_of(Path(name))
+        candles = write_candles(Path(name) / "Nifty_1.csv")
+        daemon = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "daemon.cli", "run", "--data", str(candles), "--speed",
+            str(SPEED), "--json", cwd=ROOT, env=environment,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            place = await running_place(environment)
+            cookies = await start_sessions(place, sockets)
+            for number in range(pairs):
+                if number % 2:
+                    with_.append(await beside(environment, cookies, turn_s))
+                without.append(await alone(turn_s))
+                if not number % 2:
+                    with_.append(await beside(environment, cookies, turn_s))
+            floor = await beside_floor(place, cookies, floor_s)
+            published, decided = await read_back(place)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            await daemon.wait()
+    trading = decision_figures(
+        [turn.decisions_us(decided) for turn in without],
+        [turn.decisions_us(decided) for turn in with_],
+    )
     return {
         "benchmark": "backend",
         "sockets": sockets,
-        "seconds": seconds,
-        "get_ms": loaded["get_ms"],
-        "gets": loaded["gets"],
-        "tick_fan_out_ms": loaded["tick_fan_out_ms"],
-        "ticks_delivered": loaded["ticks_delivered"],
-        "sockets_lost": loaded["sockets_lost"],
-        "tick_to_decision_us": {"without": without, "with": with_},
-        "tick_to_decision_p99_ratio": round(with_["p99"] / without["p99"], 3),
-        "tick_to_decision_p50_ratio": round(with_["p50"] / without["p50"], 3),
-        "memory_per_socket_kib": loaded["memory_per_socket_kib"],
+        "turns": pairs,
+        "turn_s": turn_s,
+        **serving_figures(with_, turn_s, published),
+        "floor_fan_out_ms": summary(floor.fan_out_ms(published)),
+        **trading,
         "machine": machine_facts(),
     }
 
 
-async def one_run(sockets: int, seconds: float) -> dict[str, Any]:
-    """Run the daemon for a while, with so many sockets at the backend or without one."""
-    with tempfile.TemporaryDirectory(prefix="hrm-") as name:
-        folder = Path(name)
-        environment = os.environ | {
-            "HRM_TRADER__SESSION__STATE_DIR": str(folder / "state"),
-            "HRM_TRADER__SESSION__MODEL_DIR": str(ROOT / "models"),
-            "HRM_TRADER__SESSION__START_HALTED": "false",
-            "HRM_TRADER__FEED__TIMEFRAME": "1",
-            "HRM_TRADER__REASONING__WARM_UP_BARS": "1",
-            "HRM_TRADER__RISK_LIMITS__MAX_DECISION_AGE_SECONDS": "3600",
-            "JWT_SECRET": SECRET,
-        }
-        candles = write_candles(folder / "Nifty_1.csv")
-        daemon = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "daemon.cli", "run", "--data", str(candles), "--speed",
-            str(SPEED), "--json", cwd=ROOT, env=environment,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            place = await running_place(environment)
-            load: dict[str, Any] = {}
-            if sockets:
-                load = await under_load(place, environment, sockets, seconds)
-            else:
-                await asyncio.sleep(seconds)
-        finally:
-            daemon.send_signal(signal.SIGTERM)
-            out, _ = await daemon.communicate()
-        answer = json.loads(out)
-        return load | {"tick_to_decision_us": answer["tick_to_decision_us"]}
+def serving_figures(
+    turns: Sequence[Turn], turn_s: float, published: dict[str, int]
+) -> dict[str, Any]:
+    """Return what the backend's clients saw, and what it cost."""
+    late_ms = list(chain.from_iterable(turn.fan_out_ms(published) for turn in turns))
+    gets_ms = list(chain.from_iterable(turn.gets_ms for turn in turns))
+    cpu_s = sum(turn.cpu_s for turn in turns)
+    return {
+        "get_ms": summary(gets_ms),
+        "gets": len(gets_ms),
+        "tick_fan_out_ms": summary(late_ms),
+        "ticks_delivered": len(late_ms),
+        "sockets_lost": sum(turn.lost for turn in turns),
+        "backend_cpu_share": round(cpu_s / (len(turns) * turn_s), 3),  # of one core
+        "backend_cpu_us_per_delivered_tick": round(cpu_s / len(late_ms) * 1e6, 1),
+        "memory_per_socket_kib": round(turns[0].kib_per_socket, 1),
+    }
+
+
+def decision_figures(without: list[list[float]], with_: list[list[float]]) -> dict[str, Any]:
+    """Return how long decisions took, without and with the backend beside."""
+    pooled = {"without": list(chain(*without)), "with": list(chain(*with_))}
+    return {
+        "decisions": {name: len(taken_us) for name, taken_us in pooled.items()},
+        "tick_to_decision_us": {name: summary(taken_us) for name, taken_us in pooled.items()},
+        "tick_to_decision_p99_ratio": percentile_ratio(without, with_, 99),
+        "tick_to_decision_p99_ratio_ci95": ratio_ci95(without, with_, 99),
+        "tick_to_decision_p50_ratio": percentile_ratio(without, with_, 50),
+        "tick_to_decision_p50_ratio_ci95": ratio_ci95(without, with_, 50),
+    }
+
+
+# --- the daemon -----------------------------------------------------------------------------------
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return the environment of all processes."""
+    return dict(os.environ) | {
+        "HRM_TRADER__SESSION__STATE_DIR": str(folder / "state"),
+        "HRM_TRADER__SESSION__MODEL_DIR": str(ROOT / "models"),
+        "HRM_TRADER__SESSION__START_HALTED": "false",
+        "HRM_TRADER__FEED__TIMEFRAME": "1",
+        "HRM_TRADER__REASONING__WARM_UP_BARS": "1",
+        "HRM_TRADER__RISK_LIMITS__MAX_DECISION_AGE_SECONDS": "3600",
+        "JWT_SECRET": SECRET,
+    }
 
 
 def write_candles(path: Path) -> Path:
-    """Write a session day of one-minute candles, a seeded random walk."""
+    """Write some days of one-minute candles, a seeded random walk."""
     draw = np.random.default_rng(SEED)
     price, lines = 22_000.0, ["datetime,open,high,low,close,volume"]
-    for number in range(360):
-        close = price * float(np.exp(draw.normal(0.0, 0.0008)))
-        high, low = max(price, close) * 1.0002, min(price, close) * 0.9998
-        prices = ",".join(f"{value:.2f}" for value in (price, high, low, close))
-        lines.append(f"{FIRST_BAR_S + 60 * number},{prices},0")
-        price = close
+    for day in DAYS:
+        for number in range(BARS_A_DAY):
+            close = price * float(np.exp(draw.normal(0.0, 0.0008)))
+            high, low = max(price, close) * 1.0002, min(price, close) * 0.9998
+            prices = ",".join(f"{value:.2f}" for value in (price, high, low, close))
+            lines.append(f"{FIRST_DAY_S + 86_400 * day + 60 * number},{prices},0")
+            price = close
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 async def running_place(environment: dict[str, str]) -> Place:
-    """Return where the daemon's session is, once the market moves."""
+    """Return where the daemon's session is, once it decides."""
     settings = load_settings(ROOT / "config", environment)
     deadline_s = time.monotonic() + _START_WAIT_S
     while time.monotonic() < deadline_s:
@@ -145,60 +239,122 @@ async def running_place(environment: dict[str, str]) -> Place:
         if place is not None:
             bus = RedisBus(place.url, place.plan.prefix)
             try:
-                if await bus.entries(Tick.stream, limit=1):
+                if await bus.entries(Decision.stream, limit=1):
                     return place
             except BusError:
                 pass  # the server is not up yet
             finally:
                 await bus.close()
         await asyncio.sleep(0.1)
-    raise SystemExit(f"no market within {_START_WAIT_S:g} s")
+    raise SystemExit(f"no decision within {_START_WAIT_S:g} s")
 
 
-async def under_load(
-    place: Place, environment: dict[str, str], sockets: int, seconds: float
-) -> dict[str, Any]:
-    """Open the sockets, keep asking, and note when ticks were published and when they came."""
-    os.nice(_CLIENT_NICENESS)  # the daemon runs already: browsers would be on other machines
-    async with a_backend(environment) as (process, port):
-        users = [f"FA{number:05}" for number in range(-(-sockets // MOST_SOCKETS))]
-        await start_sessions(place, users)
-        signer = CookieSigner(SECRET, time.time)
-        cookies = [
-            f"{COOKIE}={signer.issue(Identity(user, 'token', 'app'))}"
-            for user in users
-            for _ in range(MOST_SOCKETS)
-        ][:sockets]
-        before_kib = rss_kib(process.pid)
-        arrived: list[tuple[str, int]] = []
-        published: dict[str, int] = {}
-        lost: list[str] = []
-        is_measuring = asyncio.Event()
-        connector = aiohttp.TCPConnector(limit=0)  # by default 100: sockets would wait for ever
-        async with aiohttp.ClientSession(connector=connector) as session:
-            url = f"http://localhost:{port}"
-            hearing = [
-                asyncio.create_task(hear(session, url, cookie, arrived, lost, is_measuring))
-                for cookie in cookies
-            ]
-            watching = asyncio.create_task(watch(place, published))
-            await asyncio.sleep(_WARM_UP_S)
-            after_kib = rss_kib(process.pid)
-            is_measuring.set()
-            times = await gets(session, url, cookies[0], seconds)
-            is_measuring.clear()
-            for task in (*hearing, watching):
-                task.cancel()
-            await asyncio.gather(*hearing, watching, return_exceptions=True)
-    late = [(at_ns - published[key]) / 1e6 for key, at_ns in arrived if key in published]
-    return {
-        "get_ms": summary(times),
-        "gets": len(times),
-        "tick_fan_out_ms": summary(late),
-        "ticks_delivered": len(late),
-        "sockets_lost": len(lost),
-        "memory_per_socket_kib": round((after_kib - before_kib) / sockets, 1),
+async def start_sessions(place: Place, sockets: int) -> list[str]:
+    """Ask for a session of every user, as the backend would; return a cookie per socket."""
+    users = [f"FA{number:05}" for number in range(-(-sockets // SOCKETS_PER_USER))]
+    bus = RedisBus(place.url, place.plan.prefix)
+    announcer = Announcer(bus, "benchmark", [StartSession.stream])
+    for user in users:
+        await announcer.publish(
+            StartSession(
+                id=user,
+                user_id=user,
+                instrument="Nifty",
+                timeframe="1",
+                trading_mode="PAPER",
+                at_ns=time.time_ns(),
+            )
+        )
+    await announcer.close()
+    await bus.close()
+    signer = CookieSigner(SECRET, time.time)
+    cookies = [f"{COOKIE}={signer.issue(Identity(user, 'token', 'app'))}" for user in users]
+    return [cookie for cookie in cookies for _ in range(SOCKETS_PER_USER)][:sockets]
+
+
+async def read_back(place: Place) -> tuple[dict[str, int], list[tuple[int, float]]]:
+    """Return when each tick was published, and when decisions were and how long they took (us)."""
+    bus = RedisBus(place.url, place.plan.prefix)
+    published = {
+        iso_local(entry.envelope.message.time_ns): entry.envelope.published_ns
+        for entry in await bus.entries(Tick.stream)
     }
+    decided = sorted(
+        (made.published_ns, (made.published_ns - made.origin_published_ns) / 1000)
+        for made in (entry.envelope for entry in await bus.entries(Decision.stream))
+    )
+    await bus.close()
+    return published, decided
+
+
+# --- turns ----------------------------------------------------------------------------------------
+
+
+async def alone(seconds: float) -> Turn:
+    """Leave the daemon alone."""
+    await asyncio.sleep(_SETTLE_S)
+    begin_ns = time.time_ns()
+    await asyncio.sleep(seconds)
+    return Turn(begin_ns, time.time_ns())
+
+
+async def beside(environment: dict[str, str], cookies: list[str], seconds: float) -> Turn:
+    """Have the backend serve the sockets, and keep asking it."""
+    turn = Turn()
+    async with a_backend(environment) as (server, port):
+        idle_kib = rss_kib(server.pid)
+        async with some_sockets(port, "/ws/trading", cookies, turn):
+            await asyncio.sleep(_SETTLE_S)
+            turn.kib_per_socket = (rss_kib(server.pid) - idle_kib) / len(cookies)
+            cpu_s = cpu_seconds(server.pid)
+            turn.begin_ns = time.time_ns()
+            turn.gets_ms = await gets(f"http://127.0.0.1:{port}", cookies[0], seconds)
+            turn.end_ns = time.time_ns()
+            turn.cpu_s = cpu_seconds(server.pid) - cpu_s
+    return turn
+
+
+async def beside_floor(place: Place, cookies: list[str], seconds: float) -> Turn:
+    """Have the least of all servers feed the sockets."""
+    turn = Turn()
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.broadcast_floor", place.url, place.plan.prefix,
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        port = int(await server.stdout.readline())
+        async with some_sockets(port, "/", cookies, turn):
+            await asyncio.sleep(_SETTLE_S)
+            turn.begin_ns = time.time_ns()
+            await asyncio.sleep(seconds)
+            turn.end_ns = time.time_ns()
+    finally:
+        server.kill()
+        await server.wait()
+    return turn
+
+
+@asynccontextmanager
+async def some_sockets(port: int, path: str, cookies: list[str], turn: Turn) -> AsyncIterator[None]:
+    """Open the sockets in a process of their own; at the end note what came."""
+    clients = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.socket_clients", str(port), path,
+        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        limit=_LONGEST_LINE,
+    )  # fmt: skip
+    assert clients.stdin is not None
+    assert clients.stdout is not None
+    clients.stdin.write(("\n".join(cookies) + "\n\n").encode())
+    if await clients.stdout.readline() != b"open\n":
+        raise SystemExit("the sockets could not be opened")
+    try:
+        yield
+    finally:
+        clients.stdin.close()
+        seen = json.loads(await clients.stdout.read())
+        await clients.wait()
+        turn.arrivals, turn.lost = seen["arrivals"], seen["lost"]
 
 
 @asynccontextmanager
@@ -214,7 +370,7 @@ async def a_backend(
     )  # fmt: skip
     try:
         async with aiohttp.ClientSession() as session, asyncio.timeout(_START_WAIT_S):
-            while not await answers(session, f"http://localhost:{port}/api/health"):  # noqa: ASYNC110
+            while not await answers(session, f"http://127.0.0.1:{port}/api/health"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await asyncio.sleep(1.0)  # it finds the daemon
         yield process, port
@@ -231,65 +387,12 @@ async def answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def start_sessions(place: Place, users: list[str]) -> None:
-    """Ask for a session of every user, as the backend would."""
-    bus = RedisBus(place.url, place.plan.prefix)
-    announcer = Announcer(bus, "benchmark", [StartSession.stream])
-    for user in users:
-        await announcer.publish(
-            StartSession(
-                id=user,
-                user_id=user,
-                instrument="Nifty",
-                timeframe="1",
-                trading_mode="PAPER",
-                at_ns=time.time_ns(),
-            )
-        )
-    await announcer.close()
-    await bus.close()
-    await asyncio.sleep(1.0)
-
-
-async def hear(
-    session: aiohttp.ClientSession,
-    url: str,
-    cookie: str,
-    arrived: list[tuple[str, int]],
-    lost: list[str],
-    is_measuring: asyncio.Event,
-) -> None:
-    """Take every frame of one socket and note when ticks came."""
-    async with session.ws_connect(f"{url}/ws/trading", headers={"Cookie": cookie}) as client:
-        async for message in client:
-            at_ns = time.time_ns()
-            is_tick = message.type == aiohttp.WSMsgType.TEXT and '"tick"' in message.data[:20]
-            if is_tick and is_measuring.is_set():
-                arrived.append((json.loads(message.data)["data"]["time_iso"], at_ns))
-    lost.append(cookie)
-
-
-async def watch(place: Place, published: dict[str, int]) -> None:
-    """Note when each tick was put on the bus; ticks of one instant count from the first."""
-    tail = await RedisTail.open(place.url, place.plan.prefix, [Tick.stream])
-    try:
-        while True:
-            for entry in await tail.read(1000, 200):
-                tick = entry.envelope.message
-                if isinstance(tick, Tick):
-                    published.setdefault(iso_local(tick.event_ns), entry.envelope.published_ns)
-    finally:
-        await tail.close()
-
-
-async def gets(
-    session: aiohttp.ClientSession, url: str, cookie: str, seconds: float
-) -> list[float]:
+async def gets(url: str, cookie: str, seconds: float) -> list[float]:
     """Ask one thing after another with a few clients; return the times in milliseconds."""
     end_s = time.monotonic() + seconds
     times: list[float] = []
 
-    async def client(number: int) -> None:
+    async def client(session: aiohttp.ClientSession, number: int) -> None:
         while time.monotonic() < end_s:
             path = _PATHS[number % len(_PATHS)]
             began_ns = time.perf_counter_ns()
@@ -299,9 +402,10 @@ async def gets(
                     raise SystemExit(f"{path} answered {answer.status}")
             times.append((time.perf_counter_ns() - began_ns) / 1e6)
             number += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_GET_PAUSE_S)
 
-    await asyncio.gather(*(client(number) for number in range(_GET_CLIENTS)))
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session, number) for number in range(_GET_CLIENTS)))
     return times
 
 
@@ -309,6 +413,12 @@ def rss_kib(pid: int) -> int:
     """Return the resident memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, the kernel's part included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

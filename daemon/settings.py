@@ -1,8 +1,8 @@
 """config/*.yaml and the environment as one frozen Settings, composed from each part's own type.
 
 What a setting means stands with its owner: the actors' in actors/policies.py, the model's in
-hrm/config.py, the older sections in existing_settings.py. Here is only what the daemon itself
-reads, where values come from, and which combinations cannot be.
+hrm/config.py, the backend's in backend_settings.py, the older sections in existing_settings.py.
+Here is only what the daemon itself reads, where values come from, and which combinations cannot be.
 """
 
 import hashlib
@@ -35,6 +35,7 @@ from actors.policies import (
 )
 from actors.session import SessionCalendar
 from daemon import existing_settings as existing
+from daemon.backend_settings import BackendSettings
 from daemon.config_files import (
     Document,
     Location,
@@ -216,6 +217,7 @@ class Settings(DaemonSettings):
     news: NewsSettings = NewsSettings()
     session: SessionSettings = SessionSettings()
     bus: BusSettings = BusSettings()
+    backend: BackendSettings = BackendSettings()
     secrets: Secrets = Secrets()
 
     def effective(self) -> dict[str, Any]:

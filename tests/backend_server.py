@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from command_line import CONFIG, FIRST_BAR_S, HEADER, Sandbox, candle_rows, wait_until
 from jsonschema import Draft202012Validator
 from websockets.sync.client import ClientConnection, connect
@@ -20,6 +19,7 @@ from backend.app import create_app
 from backend.auth import COOKIE, Identity
 from backend.build import Options, build_backend
 from backend.context import Backend
+from backend.server import server_of
 from daemon.brokers.fyers.login import LoginFields
 from daemon.errors import BrokerRejected, BrokerUnavailable
 from daemon.settings import load_settings
@@ -109,12 +109,9 @@ def a_site(state: Path, **more: Any) -> Iterator[Site]:
     environment |= more.get("environment", {})
     settings = load_settings(CONFIG, environment)
     accounts = KnownAccounts()
-    options = Options(config=CONFIG, **more.get("options", {}))
-    backend = build_backend(settings, options, environment, accounts, lambda: SECRET)
+    backend = build_backend(settings, Options(config=CONFIG), environment, accounts, lambda: SECRET)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(backend), log_config=None, ws="websockets-sansio", lifespan="on")
-    )
+    server = server_of(create_app(backend), backend.settings)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

@@ -71,7 +71,7 @@ async def logout(user: User, request: Request, response: Response) -> dict[str, 
 @router.get("/auth/profile")
 @router.get("/profile")
 async def profile(user: User, request: Request) -> dict[str, str | float]:
-    """Say who is logged in; asks the broker at most once a minute, and never the daemon."""
+    """Say who is logged in; asks the broker only now and then, and never the daemon."""
     backend = backend_of(request)
     try:
         found = await backend.profile(user)

@@ -1,17 +1,19 @@
 """Back-tests: start one, cancel it, and the socket that shows it."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, HTTPException, Request, WebSocket
 from pydantic import BaseModel, Field
 
 from backend.backtest_jobs import Job, JobRequest, TooManyJobs
 from backend.context import Backend, backend_of
-from backend.hub import SEND_LIMIT_S, as_text
+from backend.hub import as_text
 from backend.responses import timeframe_of
 from backend.routes.auth_routes import User
 from backend.websocket import POLICY, is_disconnect, socket_identity
+
+_LINGER_S: Final = 10.0
 
 router = APIRouter()
 
@@ -88,7 +90,8 @@ async def show(websocket: WebSocket, backtest_id: str) -> None:
         await websocket.close(POLICY)
         return
     await websocket.accept()
-    job = backend_of(websocket).jobs.find(backtest_id, identity.user_id)
+    backend = backend_of(websocket)
+    job = backend.jobs.find(backtest_id, identity.user_id)
     if job is None:
         await websocket.send_text(as_text({"type": "error", "message": "Backtest not found"}))
         await websocket.close()
@@ -99,7 +102,10 @@ async def show(websocket: WebSocket, backtest_id: str) -> None:
         "backtest_id": job.id,
     }
     await websocket.send_text(as_text(connected))
-    tasks = [asyncio.create_task(_feed(websocket, job)), asyncio.create_task(_listen(websocket))]
+    tasks = [
+        asyncio.create_task(_feed(websocket, job, backend.settings.stuck_seconds)),
+        asyncio.create_task(_listen(websocket)),
+    ]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -111,17 +117,17 @@ async def show(websocket: WebSocket, backtest_id: str) -> None:
             raise outcome
 
 
-async def _feed(websocket: WebSocket, job: Job) -> None:
+async def _feed(websocket: WebSocket, job: Job, stuck_s: float) -> None:
     """Send frames as they come; a client that does not take one in time is left."""
     sent = 0
     while True:
         await job.more_than(sent)
         for text in job.frames[sent:]:
-            async with asyncio.timeout(SEND_LIMIT_S):
+            async with asyncio.timeout(stuck_s):
                 await websocket.send_text(text)
             sent += 1
         if job.is_over and sent == len(job.frames):
-            await asyncio.sleep(SEND_LIMIT_S)  # the client closes; a ping is still answered
+            await asyncio.sleep(_LINGER_S)  # the client closes; a ping is still answered
             return
 
 

@@ -30,12 +30,12 @@ def tester(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Itera
         "HRM_TRADER__SESSION__MODEL_DIR": str(tiny_models),
         "HRM_TRADER__REASONING__WARM_UP_BARS": "33",
         "HRM_TRADER__RISK_LIMITS__MIN_CONFIDENCE": "0",
+        "HRM_TRADER__BACKEND__BACKTEST_PACE_SECONDS": "0",
     }
     patch = pytest.MonkeyPatch()
     for name, value in environment.items():
         patch.setenv(name, value)  # the worker process reads the environment, as the backend does
-    options = {"backtest_pace_s": 0.0}
-    with a_site(folder / "state", environment=environment, options=options) as site:
+    with a_site(folder / "state", environment=environment) as site:
         yield site
     patch.undo()
 
@@ -147,7 +147,7 @@ def test_only_so_many_are_taken_at_a_time(tester: Site, monkeypatch: pytest.Monk
     jobs = tester.backend.jobs
     wait_until(lambda: all(job.is_over for job in jobs._jobs.values()), "no job under way")
     monkeypatch.setattr(jobs, "_pace_s", 0.2)
-    monkeypatch.setattr(jobs, "most_waiting", 0)
+    monkeypatch.setattr(jobs, "_most", 2)
     ids = [start(tester), start(tester)]
 
     with tester.client() as client:

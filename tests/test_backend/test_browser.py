@@ -38,11 +38,11 @@ def fast_site(tiny_models: Path) -> Iterator[Site]:
             "HRM_TRADER__SESSION__MODEL_DIR": str(tiny_models),
             "HRM_TRADER__REASONING__WARM_UP_BARS": "33",
             "HRM_TRADER__RISK_LIMITS__MIN_CONFIDENCE": "0",
+            "HRM_TRADER__BACKEND__BACKTEST_PACE_SECONDS": "0.01",
         }
         for name, value in environment.items():
             patch.setenv(name, value)
-        options = {"backtest_pace_s": 0.01}
-        with a_site(state, environment=environment, options=options) as site:
+        with a_site(state, environment=environment) as site:
             yield site
     patch.undo()
 

@@ -111,7 +111,7 @@ def failing(method: str, path: str) -> Scenario:
             case "/api/trading/execute":
                 return plain(site, method, path, json={"trading_mode": "real"})
             case "/api/backtest":
-                patch.setattr(site.backend.jobs, "most_waiting", -99)
+                patch.setattr(site.backend.jobs, "_most", 0)
             case _:
                 site.accounts.is_down = True
                 site.backend._profiles.clear()

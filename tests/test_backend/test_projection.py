@@ -12,7 +12,7 @@ from recorded_session import RecordedSession, record_session
 from actors.messages import STREAMS, TradingSession
 from backend.files import ResultFiles, metrics_of
 from backend.place import Place
-from backend.projection import Frame, Projection
+from backend.projection import Frame, Projection, without_replaced
 from backend.responses import INACTIVE
 from daemon.bus import Entry, id_key
 
@@ -152,3 +152,12 @@ def test_metrics_follow_losses_and_start_anew_each_day() -> None:
 
     assert (metrics["winRate"], metrics["todayPnL"], metrics["totalPnl"]) == (50.0, -4.0, 6.0)
     assert metrics_of([], "2026-03-03")["lastTradeTime"] == "No trades yet"
+
+
+def test_a_backlog_loses_ticks_but_no_bars_last_one_and_nothing_else() -> None:
+    names = ["tick:1", "tick:1", "", "tick:1", "position", "tick:1", "tick:2", "tick:2", "position"]
+    frames = [Frame({"number": n}, latest_of=name) for n, name in enumerate(names)]
+
+    kept = [frame.body["number"] for frame in without_replaced(frames)]
+
+    assert kept == [1, 2, 5, 7, 8]

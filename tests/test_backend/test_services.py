@@ -43,9 +43,11 @@ class HeardSocket:
 
 def a_backend(state: Path, **more: str) -> Backend:
     environment = {"JWT_SECRET": SECRET, "HRM_TRADER__SESSION__STATE_DIR": str(state)} | more
+    environment["HRM_TRADER__BACKEND__BACKTEST_PACE_SECONDS"] = "0"
     settings = load_settings(CONFIG, environment)
-    options = Options(config=CONFIG, backtest_pace_s=0.0)
-    return build_backend(settings, options, environment, KnownAccounts(), lambda: SECRET)
+    return build_backend(
+        settings, Options(config=CONFIG), environment, KnownAccounts(), lambda: SECRET
+    )
 
 
 @pytest.mark.integration

@@ -1,6 +1,5 @@
 """The live sockets: what comes first, what a session brings, who may listen, who is dropped."""
 
-import asyncio
 import json
 import time
 from contextlib import ExitStack
@@ -20,8 +19,6 @@ from backend_server import (
 from command_line import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
-
-from backend.hub import MOST_WAITING, Hub, SocketClient
 
 LIVE = f"/ws/live/{USER.user_id}"
 CHANNEL = "/ws/live/{user_id}"
@@ -170,53 +167,3 @@ def test_the_trading_socket_answers_market_data_with_the_decision(site: Site) ->
 def has_decision(site: Site) -> bool:
     view = site.backend.reader.view
     return view is not None and "Nifty" in view.decisions
-
-
-# --- queues ---------------------------------------------------------------------------------------
-
-
-async def test_a_slow_client_gets_the_newest_tick_and_every_trade() -> None:
-    sent: list[str] = []
-
-    async def send(text: str) -> None:
-        sent.append(text)
-
-    client = SocketClient("u", send)
-    for number in range(1000):
-        client.offer(f"tick {number}", latest_of="tick:Nifty")
-        if number % 500 == 499:
-            client.offer(f"trade {number}")
-    pumping = asyncio.create_task(client.pump())
-    await asyncio.sleep(0.01)
-    client.end("done")
-    await pumping
-
-    assert sent == ["tick 499", "trade 499", "tick 999", "trade 999"]
-    assert client.replaced == 998
-
-
-async def test_a_client_that_takes_nothing_is_dropped_and_nobody_waits_for_it() -> None:
-    blocked = asyncio.Event()
-    heard: list[str] = []
-
-    async def never(_: str) -> None:
-        await blocked.wait()
-
-    async def at_once(text: str) -> None:
-        heard.append(text)
-
-    hub = Hub()
-    slow, quick = SocketClient("u", never), SocketClient("u", at_once)
-    hub.attach(slow)
-    hub.attach(quick)
-    pumps = [asyncio.create_task(client.pump()) for client in (slow, quick)]
-    for number in range(MOST_WAITING + 50):
-        hub.send("u", f"trade {number}")
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.01)
-
-    assert slow.end_reason.startswith("too slow")
-    assert len(heard) == MOST_WAITING + 50
-    for pump in pumps:
-        pump.cancel()
-    await asyncio.gather(*pumps, return_exceptions=True)
