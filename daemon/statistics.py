@@ -4,10 +4,12 @@ from collections import Counter
 from decimal import Decimal
 from typing import Any
 
+from actors.forecast_score import ForecastScore
 from actors.histogram import Histogram
 from actors.messages import (
     Decision,
     ExecutionReport,
+    MarketContext,
     PlaceOrder,
     Position,
     RefusedTick,
@@ -40,6 +42,7 @@ class SessionStatistics:
         self._tick_to_decision_us = Histogram()
         self._thinking_us = Histogram()
         self._depth = Histogram()
+        self._forecasts: dict[str, ForecastScore] = {}  # by instrument and timeframe
         self._conflated = 0
         self.late = 0
         self.failed = 0
@@ -61,6 +64,10 @@ class SessionStatistics:
                 self._add_decision(decision)
                 elapsed_ns = envelope.published_ns - envelope.origin_published_ns
                 self._tick_to_decision_us.record(elapsed_ns / _NS_PER_US)
+            case MarketContext(instrument=instrument, timeframe=timeframe, checked=check):
+                if check is not None:
+                    name = f"{instrument} {timeframe}"
+                    self._forecasts.setdefault(name, ForecastScore()).add(check)
             case RiskVerdict(approved=False, rules=rules):
                 self.refusals.update(rule.rule for rule in rules if not rule.passed)
             case PlaceOrder():
@@ -118,6 +125,9 @@ class SessionStatistics:
             "hops_us": {name: _percentiles(hop) for name, hop in sorted(self._hops_us.items())},
             "tick_to_decision_us": _percentiles(self._tick_to_decision_us),
             "thinking_us": _percentiles(self._thinking_us),
+            "complexity_forecast": {
+                name: score.summary() for name, score in sorted(self._forecasts.items())
+            },
             "reasoning_depth": {"mean": round(self._depth.mean, 2), "max": self._depth.largest},
         }
 

@@ -221,6 +221,21 @@ def test_without_a_valid_model_every_decision_is_hold_and_the_reason_is_told(
     assert (result.sharpe_ratio, result.max_drawdown, result.win_rate) == (0.0, 0.0, 0.0)
 
 
+def test_forecasts_of_complexity_are_scored_and_poor_ones_ask_for_a_review(tmp_path: Path) -> None:
+    market = prepare([write_candles(tmp_path, days=15)], [], config=CONFIG_DIR)
+    nobody = replace(market, settings=session_settings(tmp_path))
+
+    result = BacktestService(nobody).run_alone()
+
+    # Candles of pure chance: nothing in them tells the next hour, and the score has to say so.
+    score = result.complexity_forecast["Nifty"]
+    assert score["n"] > 200
+    assert 0.35 < score["accuracy"] < 0.65
+    assert sum(score["confusion"].values()) == sum(b["n"] for b in score["calibration"])
+    assert {"balanced_accuracy", "brier", "ece", "skill", "baseline_time_of_day"} <= set(score)
+    assert result.alerts["Poor forecasts"] == 1
+
+
 def test_finer_candles_make_the_bars_that_are_asked_for(tmp_path: Path) -> None:
     coarse = prepare([write_candles(tmp_path)], [], config=CONFIG_DIR, timeframe="15")
 

@@ -15,7 +15,14 @@ from builders import (
     an_order,
 )
 
-from actors.messages import Alert, AnyMessage, CancelOrder, RefusedTick, RuleResult
+from actors.messages import (
+    Alert,
+    AnyMessage,
+    CancelOrder,
+    ForecastCheck,
+    RefusedTick,
+    RuleResult,
+)
 from daemon.bus import Entry, Envelope
 from daemon.statistics import SessionStatistics
 
@@ -133,6 +140,24 @@ def test_only_decisions_that_took_thought_count_as_thinking() -> None:
     assert summary["thinking_us"]["n"] == 2
     assert summary["thinking_us"]["max"] == 40_000.0
     assert summary["reasoning_depth"] == {"mean": 2.0, "max": 3}
+
+
+def test_forecasts_that_could_be_checked_are_scored_by_instrument_and_timeframe() -> None:
+    right, wrong = ForecastCheck(0.9, True, True), ForecastCheck(0.9, True, False)
+    summary = after(
+        a_context(checked=None),
+        a_context(checked=right),
+        a_context(checked=wrong),
+        a_context(a_bar(instrument="Bank_Nifty"), checked=right),
+    ).summary()
+
+    scores = summary["complexity_forecast"]
+    assert {name: score["n"] for name, score in scores.items()} == {
+        "Bank_Nifty 5": 1,
+        "Nifty 5": 2,
+    }
+    assert scores["Nifty 5"]["accuracy"] == 0.5
+    assert scores["Nifty 5"]["confusion"]["demanding_calm"] == 1
 
 
 def test_a_hop_lasts_from_the_publication_of_the_cause_to_that_of_the_effect() -> None:
