@@ -13,7 +13,7 @@ DATA ?=
 SESSION ?= last
 
 .DEFAULT_GOAL := help
-.PHONY: help setup backend browser-test demo test check static fix paper backtest replay torture bench train units clean
+.PHONY: help setup backend browser-test demo test check static fix paper backtest replay drill torture bench train units clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ static: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy backend daemon actors hrm tests benchmarks
 	$(BIN)/lint-imports
+
+drill: setup  ## Trade through the simulated broker while everything goes wrong, SEEDS= (20) times
+	@$(BIN)/python -m benchmarks.drill --json --seeds $(or $(SEEDS),20)
 
 torture: setup  ## Try EXAMPLES= (50,000) random lives of orders over a line that breaks
 	HRM_ORDER_EXAMPLES=$(or $(EXAMPLES),50000) $(BIN)/python -m pytest -q tests/test_daemon/test_order_machine.py

@@ -45,7 +45,7 @@ def load_thinker(
     folder: of the session, which keeps its engine there; None for one that is not recorded. Raises
     IntegrityError when the file is not the one the session began with.
     """
-    if not plan.model_digest:
+    if plan.trader != "model" or not plan.model_digest:
         return None
     settings = Settings.model_validate(plan.settings)
     noted = None if folder is None else read_engine(folder)

@@ -19,6 +19,7 @@ import typer
 import uvloop
 
 from actors.messages import Policy
+from daemon import drill_venue
 from daemon.backtest_command import backtest
 from daemon.clock import SystemClock
 from daemon.contract_command import contract
@@ -170,13 +171,55 @@ def demo(
     processes: Processes = False,
     seed: Seed = 1,
     broker: BrokerOf = None,
+    faults: Annotated[
+        str, typer.Option("--faults", help="With fyers-sim: all, or kinds with commas between.")
+    ] = "",
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Paper-trade real candles in a fresh session with a live view, and report."""
+    """Paper-trade real candles in a fresh session with a live view, and report.
+
+    With --faults it is a drill: decisions and prices drawn by seed, things going wrong, and an
+    audit of all books at the end; exit status 1 unless they agree.
+    """
+    if faults:
+        _drill(faults, broker, data, seed, duration, config, state, as_json=as_json)
+        return
     where = _setting(config, state, speed, data or [], instrument or [], (start, end))
     _print(_run(run_demo(where, Options(duration, processes, seed, broker))), as_json)
+
+
+def _drill(
+    faults: str,
+    broker: BrokerName | None,
+    data: list[Path] | None,
+    seed: int,
+    duration: float | None,
+    config: Path | None,
+    state: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    if broker != "fyers-sim" or data:
+        raise ConfigError(
+            "--faults happen at the simulated Fyers and its own prices: give --broker fyers-sim "
+            "and no --data"
+        )
+    settings = _settings(config, state, **drill_venue.SETTINGS)
+    where = Setting(
+        settings=settings,
+        catalogue=load_instruments(config, demo=True).catalogue,
+        calendar=load_sessions(config),
+        markets=[],
+        clock=SystemClock(),
+        streamed=drill_venue.streamed_markets(),
+    )
+    drill = drill_venue.Drill(kinds=drill_venue.kinds_of(faults), seed=seed)
+    answer = _run(run_demo(where, Options(duration, False, seed, "fyers-sim", drill)))
+    _print(answer, as_json)
+    if not answer["audit"]["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -11,19 +11,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Final, Literal
 
 import aiohttp
 import msgspec
 
 from actors.instruments import Instrument
-from actors.messages import PlaceOrder, Tick, TimeEvent
+from actors.messages import Tick, TimeEvent
 from daemon.alert_teller import AlertTeller
-from daemon.brokers.fyers.account import FyersAccount, Times
-from daemon.brokers.fyers.broker import Product
+from daemon.brokers.fyers.account import Times
 from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.login import LoginFields, Token, log_in
 from daemon.brokers.fyers.reconnecting import SocketTimes
@@ -34,14 +31,14 @@ from daemon.brokers.fyers_simulator.instruments import IST
 from daemon.candle_path import paced
 from daemon.clock import NS_PER_SECOND, Clock
 from daemon.errors import LoginNeeded
+from daemon.fyers_connection import FyersConnection, product_of
 from daemon.history import CandleTable
 from daemon.logs import get_logger
 from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
 from daemon.session_files import Market
-from daemon.socket_feed import SocketFeed
 from daemon.tick_source import MarketEvent
-from daemon.venue import Announce, Listener, OpenVenue, Venue
+from daemon.venue import Announce, OpenVenue, Venue
 from daemon.wiring import Workshop
 
 Speed = float | Literal["max"]
@@ -53,11 +50,10 @@ _ARRIVAL_S: Final = 10.0
 _LEDGER: Final = "fyers-calls.json"
 _LOGIN_RETRY_S: Final = 0.05
 _ANY_NUMBER: Final = 1_000_000  # nobody's account can be locked here
-_DAILY: Final = ("NSE:", "BSE:")
 # Limits and budgets count real time, of which a played market has too little.
 _BUDGET: Final = CallBudget(
     per_second=100_000, per_minute=100_000, per_day=100_000_000,
-    reserve_per_second=1, reserve_per_minute=1, reserve_per_day=1,
+    reserve_per_second=1, reserve_per_minute=1, reserve_per_day=1, refusals_forgiven=1_000_000,
 )  # fmt: skip
 _TIMES: Final = Times(
     call=CallTimes(first_delay_s=0.01),
@@ -88,7 +84,6 @@ def fyers_sim_venue(
 ) -> OpenVenue:
     """Return what opens a simulated Fyers on which the candles of these markets are played."""
     workshop = Workshop.of(plan)
-    instruments = [workshop.catalogue[market.instrument] for market in markets]
     first_ns = min(int(market.table.open_ns[0]) for market in markets)
     settings = SimulatorSettings(
         seed=plan.seed,
@@ -97,58 +92,61 @@ def fyers_sim_venue(
         balance=_BALANCE,
         limits=None,
         latency_s=_LATENCY_S,
-        played=tuple(
-            (instrument, market.table)
-            for instrument, market in zip(instruments, markets, strict=True)
-        ),
+        played=tuple((workshop.catalogue[one.instrument], one.table) for one in markets),
         with_derivatives=False,
         calendar=workshop.calendar,
     )
 
     @asynccontextmanager
     async def opened(outbox: Outbox, announce: Announce) -> AsyncIterator[Venue]:
-        async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
-            with RateLedger(folder / _LEDGER, clock, _BUDGET) as ledger:
-                teller = AlertTeller(announce)
-                keeper = simulated_login(simulator, http, clock, teller)
-                await keeper.renew()
-                account = FyersAccount(
-                    http,
-                    simulated(simulator.urls.base),
-                    keeper,
-                    ledger,
-                    {one.symbol: one.exchange_symbol for one in instruments},
-                    is_open=lambda now_ns: any(
-                        workshop.calendar.interval(one.session, now_ns) for one in instruments
-                    ),
-                    recall=partial(recalled, outbox),
-                    clock=clock,
-                    market_clock=_MarketClock(lambda: simulator.now_ns, clock),
-                    random=Random(plan.seed),
-                    on_alert=teller.tell,
-                    is_live=False,
-                    products={one.symbol: product_of(one) for one in instruments},
-                    times=_TIMES,
-                )
-                feed = SocketFeed(account.data_socket.ticks, clock, teller.tell)
-                market = PlayedMarket(simulator, account, feed, clock, speed)
-                yield Venue(
-                    broker=account.broker,
-                    events=market.events(),
-                    is_repeatable=False,
-                    parts=(
-                        Listener("fyers_login", keeper.keep),
-                        Listener("order_socket", account.broker.run),
-                        Listener("broker_alerts", teller.keep_telling),
-                    ),
-                    feeds=(Listener("data_socket", feed.read),),
-                    is_idle=market.is_idle,
-                )
+        async with (
+            FyersSimulator(settings) as simulator,
+            connected(simulator, plan, outbox, announce, clock, folder, _TIMES) as connection,
+        ):
+            market = PlayedMarket(simulator, connection, clock, speed)
+            yield Venue(
+                broker=connection.account.broker,
+                events=market.events(),
+                is_repeatable=False,
+                parts=connection.parts,
+                feeds=connection.feeds,
+                is_idle=market.is_idle,
+            )
 
     return opened
 
 
-def simulated_login(
+@asynccontextmanager
+async def connected(
+    simulator: FyersSimulator,
+    plan: SessionPlan,
+    outbox: Outbox,
+    announce: Announce,
+    clock: Clock,
+    folder: Path,
+    times: Times,
+) -> AsyncIterator[FyersConnection]:
+    """Log in to a simulator of this process and connect to it, without limits on calls."""
+    teller = AlertTeller(announce)
+    async with aiohttp.ClientSession() as http:
+        keeper = _login(simulator, http, clock, teller)
+        await keeper.renew()
+        with RateLedger(folder / _LEDGER, clock, _BUDGET) as ledger:
+            yield FyersConnection(
+                plan,
+                http,
+                simulated(simulator.urls.base),
+                keeper,
+                ledger,
+                teller,
+                outbox,
+                clock=clock,
+                market_clock=_MarketClock(lambda: simulator.now_ns, clock),
+                times=times,
+            )
+
+
+def _login(
     simulator: FyersSimulator, http: aiohttp.ClientSession, clock: Clock, teller: AlertTeller
 ) -> TokenKeeper:
     """Return a keeper that logs in as the simulator's only user, step by step."""
@@ -175,17 +173,6 @@ def simulated_login(
     )
 
 
-async def recalled(outbox: Outbox, tag: str) -> PlaceOrder | None:
-    """Return the order of an earlier start under this tag."""
-    row = await outbox.find(tag)
-    return None if row is None else row.order
-
-
-def product_of(instrument: Instrument) -> Product:
-    """Return how an order is held: for the day at NSE and BSE, overnight in what never closes."""
-    return "INTRADAY" if instrument.exchange_symbol.startswith(_DAILY) else "MARGIN"
-
-
 class PlayedMarket:
     """Move the simulator from one instant of its candles to the next, and hand on what arrives.
 
@@ -196,14 +183,13 @@ class PlayedMarket:
     def __init__(
         self,
         simulator: FyersSimulator,
-        account: FyersAccount,
-        feed: SocketFeed,
+        connection: FyersConnection,
         clock: Clock,
         speed: Speed,
     ) -> None:
         self._simulator = simulator
-        self._account = account
-        self._feed = feed
+        self._account = connection.account
+        self._feed = connection.feed
         self._clock = clock
         self._speed = speed
         self._played = simulator.settings.played

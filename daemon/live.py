@@ -159,6 +159,8 @@ class LiveTradingService:
                 on_outcome=lambda outcome: reconciliation.write(self._folder, outcome),
             ),
             announce=control.publish,
+            request_timeout_s=venue.request_timeout_s,
+            reconcile_every_s=venue.reconcile_every_s,
         )
         if self._lock_step:
             source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle, venue.is_idle)
@@ -208,7 +210,12 @@ class LiveTradingService:
                     stopped_by = await self._until_done(source, duration_s)
                 drained = await self._drain(bus, gateway)
                 concluded = await venue.conclude(
-                    Books(gateway=gateway, outbox=outbox, positions=positions)
+                    Books(
+                        gateway=gateway,
+                        outbox=outbox,
+                        positions=positions,
+                        settle=lambda: self._drain(bus, gateway),
+                    )
                 )
             await journal.catch_up()
         lost = journal.lost + journal.unhandled(INPUT_STREAMS)

@@ -28,11 +28,13 @@ from daemon.kill_switch import KillSwitchReader
 from daemon.logs import get_logger
 from daemon.outbox import Outbox, OutboxOrder
 from daemon.reconciler import Reconciler, is_outside
+from daemon.reconciliation import Reconciliation
 from daemon.reject_circuit import RejectCircuit
 
 _SECOND_NS = 1_000_000_000
 _RETRY_LONGEST_S = 2.0
 _CANCEL_ATTEMPTS = 3
+_RECONCILE_PACE_S = 0.5  # real: no two comparisons closer than that, however fast the market
 _RESERVE_DIVISOR = 4  # one order in so many is kept for exits and cancels
 
 DIFFERENCE_RUNBOOK = "Log and broker differ"
@@ -130,6 +132,7 @@ class OrderGateway:
                     await self._serve(tasks)
             finally:
                 self.ready.clear()
+                self._looked.set()  # whoever waits for a comparison waits for none
                 for task in (*background, *self._inquiries.values()):
                     task.cancel()
 
@@ -333,7 +336,7 @@ class OrderGateway:
     async def _find_out(self, row: OutboxOrder) -> None:
         """Ask until the broker has the order or can prove that it has not."""
         tag = row.order.client_order_id
-        if row.stage == "sent" and self._broker.is_live:
+        if row.stage == "sent" and self._broker.is_remote:
             # A request that is still on its way would be missed by a question asked at once.
             await asyncio.sleep(self._timeout_s)
         retry_s = self._retry_first_s
@@ -358,6 +361,11 @@ class OrderGateway:
 
     # Reconciliation
 
+    @property
+    def reconciliation(self) -> Reconciliation | None:
+        """The last comparison of log and broker; None before the first."""
+        return None if self._reconciler is None else self._reconciler.outcome
+
     async def reconcile_now(self) -> None:
         """Compare log and broker now, and return when it has been done or could not be."""
         self._looked.clear()
@@ -366,13 +374,24 @@ class OrderGateway:
 
     async def _keep_reconciling(self, tasks: asyncio.TaskGroup) -> None:
         while self._reconciler is not None:
-            with suppress(TimeoutError):
-                # Not wait_for: in Python 3.11 it loses a cancellation that comes with the event.
-                async with asyncio.timeout(self._reconcile_every_s):
-                    await self._look_again.wait()
+            await self._until_due()
             self._look_again.clear()
             await self._reconcile(tasks, self._reconciler)
             self._looked.set()
+
+    async def _until_due(self) -> None:
+        """Wait for the next comparison: asked for, or due by the real or by the market's clock."""
+        due_ns = self._clock_ns() + int(self._reconcile_every_s * _SECOND_NS)
+        left_s = self._reconcile_every_s
+        while left_s > 0 and not self._look_again.is_set():
+            pause_s = min(left_s, _RECONCILE_PACE_S)
+            with suppress(TimeoutError):
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes with the event.
+                async with asyncio.timeout(pause_s):
+                    await self._look_again.wait()
+            left_s -= pause_s
+            if self._clock_ns() >= due_ns:
+                return
 
     async def _reconcile(self, tasks: asyncio.TaskGroup, reconciler: Reconciler) -> None:
         """Compare once, tell what is new, and ask after orders that the broker has not open."""

@@ -120,6 +120,14 @@ class Outbox:
         """Return the orders without a final report, in the order they were placed."""
         return await self._run(self._unfinished)
 
+    async def every_order(self) -> list[OutboxOrder]:
+        """Return all orders, in the order they were placed."""
+        return await self._run(self._every_order)
+
+    async def every_report(self) -> list[ExecutionReport]:
+        """Return all reports, in the order they came."""
+        return await self._run(self._every_report)
+
     async def ledger(self) -> Ledger:
         """Return what all that is written down here adds up to."""
         return await self._run(self._ledger)
@@ -223,6 +231,14 @@ class Outbox:
             "SELECT placed, entry_id, stage, is_final FROM orders WHERE is_final = 0"
         )
         return sorted(map(_order_of, rows), key=lambda row: row.order.placed_ns)
+
+    def _every_order(self) -> list[OutboxOrder]:
+        rows = self._database.execute("SELECT placed, entry_id, stage, is_final FROM orders")
+        return sorted(map(_order_of, rows), key=lambda row: row.order.placed_ns)
+
+    def _every_report(self) -> list[ExecutionReport]:
+        rows = self._database.execute("SELECT report FROM reports ORDER BY number")
+        return [msgspec.json.decode(report, type=ExecutionReport) for (report,) in rows]
 
     def _ledger(self) -> Ledger:
         # One pass over what came since the last call: fills are never taken back.

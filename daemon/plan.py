@@ -7,7 +7,7 @@ file and not from the settings of the day.
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,8 @@ from hrm.native_library import ABI
 
 FORMAT = 1
 FILE_NAME = "session.json"
+TraderName = Literal["model", "drill"]
+"""Who decides: the released model, or a drill's draw by seed (actors/drill.py)."""
 _VERSIONED = ("hrm-trading-daemon", "numpy", "onnxruntime", "torch", "redis", "msgspec")
 
 
@@ -49,6 +51,7 @@ class SessionPlan(msgspec.Struct, frozen=True, kw_only=True):
     models_dir: str
     model_digest: str  # "" when there is no valid model
     no_model_reason: str  # why there is none
+    trader: TraderName = "model"
     versions: dict[str, str]
     format: int = FORMAT
 

@@ -15,6 +15,7 @@ from daemon.outbox import Outbox
 from daemon.reconciliation import Difference, Ledger, Reconciliation, compare
 
 _LOOKS = 3  # the log may move while the broker answers; so often a look is tried again
+_STALE_S = 60.0
 _NEVER = "log and broker have not been compared yet: the broker could not be asked"
 
 
@@ -34,7 +35,10 @@ class Reconciler:
         real_ns: Callable[[], int],
         on_outcome: Callable[[Reconciliation], None] = lambda _: None,
         timeout_s: float = 5.0,
+        stale_s: float = _STALE_S,
     ) -> None:
+        """`stale_s`: a comparison older than that, in real time, lets no entry pass."""
+        self._stale_s = stale_s
         self._broker = broker
         self._outbox = outbox
         self._traded = frozenset(traded)
@@ -67,7 +71,14 @@ class Reconciler:
 
     def refusal(self, instrument: str) -> str | None:
         """Return why an entry must wait, or None."""
-        return _NEVER if self.outcome is None else self.outcome.refusal(instrument)
+        if self.outcome is None:
+            return _NEVER
+        age_s = (self._real_ns() - self.outcome.checked_ns) / 1e9
+        if age_s > self._stale_s:
+            return (
+                f"log and broker were last compared {age_s:.0f} s ago, allowed: {self._stale_s:g} s"
+            )
+        return self.outcome.refusal(instrument)
 
     async def exit_problem(self, order: PlaceOrder) -> str | None:
         """Return why an exit would open a position, by the broker's own net; None if it closes one.

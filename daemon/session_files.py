@@ -18,7 +18,7 @@ from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError, ReplayError
 from daemon.history import CandleTable, load_candles
 from daemon.journal import read_seal
-from daemon.plan import FILE_NAME, MarketPlan, SessionPlan, read_plan, versions
+from daemon.plan import FILE_NAME, MarketPlan, SessionPlan, TraderName, read_plan, versions
 from daemon.settings import Settings
 from hrm.features import FEATURE_SCHEMA_SHA256
 from hrm.manifest import IntegrityError, read_manifest, verified_bytes
@@ -51,6 +51,32 @@ class Market:
             first_open_ns=int(self.table.open_ns[0]),
             repairs={found.rule: found.rows for found in self.table.quality.repairs},
         )
+
+
+@dataclass(frozen=True)
+class StreamedMarket:
+    """One instrument whose prices come over a socket."""
+
+    instrument: str
+    timeframe: str
+    label: str
+    first_open_ns: int  # of the session day it is begun on: on another one it is another session
+
+    def plan(self) -> MarketPlan:
+        """Return what the plan of a session says about it."""
+        return MarketPlan(
+            instrument=self.instrument,
+            timeframe=self.timeframe,
+            label=self.label,
+            path="",
+            sha256="",
+            rows=0,
+            first_open_ns=self.first_open_ns,
+            repairs={},
+        )
+
+
+AnyMarket = Market | StreamedMarket
 
 
 def load_markets(
@@ -163,13 +189,14 @@ def make_plan(
     settings: Settings,
     catalogue: InstrumentCatalogue,
     calendar: SessionCalendar,
-    markets: Sequence[Market],
+    markets: Sequence[AnyMarket],
     *,
     mode: str,
     now_ns: int,
     seed: int,
     speed: float | str,
     prefix: str | None = None,
+    trader: TraderName = "model",
 ) -> SessionPlan:
     """Return the plan of a new session with an id of its own."""
     began = datetime.fromtimestamp(now_ns / 1e9, UTC)
@@ -189,6 +216,7 @@ def make_plan(
         models_dir=str(settings.session.model_dir.resolve()),
         model_digest=digest,
         no_model_reason=reason,
+        trader=trader,
         versions=versions(),
     )
 
@@ -212,7 +240,7 @@ def current_session(state_dir: Path) -> Path | None:
     return folder if (folder / FILE_NAME).is_file() else None
 
 
-def open_session(state_dir: Path, markets: Sequence[Market]) -> tuple[Path, SessionPlan] | None:
+def open_session(state_dir: Path, markets: Sequence[AnyMarket]) -> tuple[Path, SessionPlan] | None:
     """Return the session a restart goes on with: not sealed, and of the same candles."""
     folder = current_session(state_dir)
     if folder is None or read_seal(folder):

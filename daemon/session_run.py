@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from actors.instruments import InstrumentCatalogue
 from actors.session import SessionCalendar
 from daemon.candle_path import market_events
 from daemon.clock import Clock
+from daemon.drill_venue import Drill, drill_venue
 from daemon.errors import ConfigError, TraderError
 from daemon.fyers_sim_venue import fyers_sim_venue
 from daemon.health import ServiceManager
@@ -28,7 +29,9 @@ from daemon.paper_venue import paper_venue, replayed
 from daemon.plan import SessionPlan
 from daemon.redis_bus import RedisBus
 from daemon.session_files import (
+    AnyMarket,
     Market,
+    StreamedMarket,
     as_configured,
     begin_session,
     check_model,
@@ -52,6 +55,7 @@ class Options:
     every_actor_isolated: bool
     seed: int
     broker: BrokerName | None = None  # None: what suits the command
+    drill: Drill | None = None  # faults to try the session with, in place of candles
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Setting:
     calendar: SessionCalendar
     markets: list[Market]
     clock: Clock
+    streamed: Sequence[StreamedMarket] = ()
+
+    @property
+    def traded(self) -> list[AnyMarket]:
+        """What is traded, however its prices come."""
+        return [*self.markets, *self.streamed]
 
 
 async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
@@ -98,7 +108,7 @@ async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
 
 def _demo_broker(where: Setting) -> BrokerName:
     """Return the simulated Fyers, unless an index is to be traded: no exchange takes its orders."""
-    kinds = {where.catalogue[market.instrument].kind for market in where.markets}
+    kinds = {where.catalogue[market.instrument].kind for market in where.traded}
     return "simulated" if "index" in kinds else "fyers-sim"
 
 
@@ -148,12 +158,13 @@ def _new_plan(where: Setting, options: Options, prefix: str | None = None) -> Se
         where.settings,
         where.catalogue,
         where.calendar,
-        where.markets,
+        where.traded,
         mode="paper",
         now_ns=where.clock.now_ns(),
         seed=options.seed,
         speed=where.settings.feed.speed,
         prefix=prefix,
+        trader="model" if options.drill is None else "drill",
     )
 
 
@@ -173,14 +184,19 @@ def _service(
         state_dir=state_dir,
         folder=folder,
         open_venue=_venue(where, options, plan, folder, lambda: service.published),
-        lock_step=plan.speed == "max",
-        isolated=NAMES if options.every_actor_isolated else ("reasoning",),
+        lock_step=plan.speed == "max" and options.drill is None,
+        isolated=NAMES if options.every_actor_isolated else _isolated(plan),
         log_level=where.settings.logging.level,
         log_file=log,
         seal_when_stopped=seal_when_stopped,
         on_ready=on_ready,
     )
     return service
+
+
+def _isolated(plan: SessionPlan) -> tuple[str, ...]:
+    """Return who has a process of its own: the model, where there is one to think."""
+    return ("reasoning",) if plan.trader == "model" else ()
 
 
 def _venue(
@@ -190,6 +206,8 @@ def _venue(
     folder: Path,
     published: Callable[[], int],
 ) -> OpenVenue:
+    if options.drill is not None:
+        return drill_venue(plan, options.drill, where.clock, folder)
     if options.broker == "fyers-sim":
         speed = _speed(plan.speed)
         return fyers_sim_venue(plan, where.markets, where.clock, folder, speed)
@@ -298,6 +316,7 @@ def _facts(plan: SessionPlan) -> dict[str, Any]:
         "mode": plan.mode,
         "speed": plan.speed,
         "seed": plan.seed,
+        "trader": plan.trader,
         "data": [
             {
                 "instrument": market.instrument,

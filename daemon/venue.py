@@ -29,6 +29,7 @@ class Books:
     gateway: OrderGateway
     outbox: Outbox
     positions: Callable[[], Awaitable[dict[str, Position]]]  # as the actors have them
+    settle: Callable[[], Awaitable[bool]]  # wait for all that is under way; False: not in time
 
 
 async def _concludes_nothing(_books: Books) -> dict[str, Any]:
@@ -42,7 +43,8 @@ class Venue:
     `is_repeatable`: after a restart `events` begins with the first one again (played candles); a
     socket goes on with the next. `parts` run as long as the gateway, `feeds` as long as the tick
     source. `is_idle`: nothing is on its way between the broker and us. `conclude` is awaited once
-    the session has run out, before it stops; what it returns becomes part of the summary.
+    the session has run out, before it stops; what it returns becomes part of the summary. The
+    times are real seconds, for the gateway.
     """
 
     broker: Broker
@@ -52,6 +54,8 @@ class Venue:
     parts: tuple[Part, ...] = ()
     feeds: tuple[Part, ...] = ()
     is_idle: Callable[[], bool] = lambda: True
+    request_timeout_s: float = 5.0
+    reconcile_every_s: float = 5.0
     conclude: Callable[[Books], Awaitable[dict[str, Any]]] = _concludes_nothing
 
 

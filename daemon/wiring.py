@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from actors.base import Actor
 from actors.complexity import MarketComplexityActor
 from actors.desk import TradingDesk
+from actors.drill import DrillTrader
 from actors.execution import ExecutionActor
 from actors.instruments import InstrumentCatalogue
 from actors.market_feed import MarketFeedActor
@@ -71,6 +72,7 @@ class Workshop:
     calendar: SessionCalendar
     timeframes: Mapping[str, str]  # instrument -> timeframe
     no_model_reason: str
+    drill_seed: int | None  # None: the model decides
     mode: TradingMode
 
     @classmethod
@@ -90,6 +92,7 @@ class Workshop:
             calendar=calendar,
             timeframes={market.instrument: market.timeframe for market in plan.markets},
             no_model_reason=plan.no_model_reason,
+            drill_seed=plan.seed if plan.trader == "drill" else None,
             mode="REAL" if plan.mode == "live" else "PAPER",
         )
 
@@ -112,6 +115,8 @@ class Workshop:
                 )
             case "complexity":
                 return MarketComplexityActor(settings.complexity)
+            case "reasoning" if self.drill_seed is not None:
+                return DrillTrader(self.drill_seed)
             case "reasoning":
                 return ReasoningActor(
                     settings.reasoning,

@@ -14,8 +14,14 @@ from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.order_socket import OrderSocket
 from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers.rest import CallTimes, FyersRest, simulated
-from daemon.brokers.fyers_simulator import FyersSimulator
-from daemon.clock import SystemClock
+from daemon.brokers.fyers_simulator import DEFAULT_START, FyersSimulator
+from daemon.brokers.fyers_simulator.hours import TradingHours
+from daemon.brokers.fyers_simulator.listing import build_master
+from daemon.brokers.fyers_simulator.market import Market
+from daemon.brokers.fyers_simulator.matching import Exchange
+from daemon.brokers.fyers_simulator.portfolio import Portfolio
+from daemon.clock import NS_PER_SECOND, SystemClock
+from daemon.settings import load_sessions
 
 SBIN = "NSE:SBIN-EQ"
 QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
@@ -67,7 +73,7 @@ class Account:
             self.socket,
             {"SBIN": SBIN},
             recall=self.recall,
-            is_live=False,
+            is_remote=False,
             on_problem=self.problems.append,
         )
 
@@ -119,3 +125,12 @@ def a_resting_order(account: Account, tag: str = "a1") -> PlaceOrder:
     last = account.simulator.market.quote(SBIN).last
     price = Decimal(round(last * 0.97) // 10 * 10) / 100
     return an_order(tag, order_type="limit", limit_price=price)
+
+
+def an_exchange() -> Exchange:
+    """Return a simulated exchange of shares, open, that stands still."""
+    calendar = load_sessions()
+    start_ns = round(DEFAULT_START.timestamp()) * NS_PER_SECOND
+    master = build_master(DEFAULT_START.date(), calendar, with_derivatives=False)
+    market = Market(master, TradingHours(calendar), seed=1, start_ns=start_ns)
+    return Exchange(market, Portfolio(1e6, market), client_id="XS00001")

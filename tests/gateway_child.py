@@ -35,7 +35,7 @@ class Fate:
 class FileBroker:
     """A broker that fills at once, remembers in a file, and does not refuse duplicates."""
 
-    is_live = True
+    is_remote = True
     pending_reports = 0
 
     def __init__(self, fate: Fate) -> None:

@@ -279,7 +279,11 @@ class OrderWorld:
 
     async def _begin(self) -> None:
         reconciler = Reconciler(
-            self.broker, self.outbox, [NAME], real_ns=lambda: self.market.now_ns
+            self.broker,
+            self.outbox,
+            [NAME],
+            real_ns=lambda: self.market.now_ns,
+            stale_s=float("inf"),  # its time jumps by hours between two looks
         )
         self.reconciler = reconciler
         self.gateway = OrderGateway(

@@ -13,8 +13,8 @@ from actors.messages import ExecutionReport, PlaceOrder
 class Broker(Protocol):
     """An account that takes orders, real or simulated. Use from one event loop."""
 
-    is_live: bool
-    """Whether an order here moves real money."""
+    is_remote: bool
+    """Whether a request may still be on its way when nobody waits for its answer any more."""
 
     async def place(self, order: PlaceOrder) -> None:
         """Hand over one order under its client order id.

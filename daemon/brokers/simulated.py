@@ -48,7 +48,7 @@ class SimulatedBroker:
     are the units held at the start. Lives in memory: after a restart older orders are unknown.
     """
 
-    is_live = False
+    is_remote = False
 
     def __init__(
         self,

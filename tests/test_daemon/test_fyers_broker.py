@@ -44,7 +44,7 @@ async def account(tmp_path: Path) -> AsyncIterator[Account]:
 def test_it_is_a_broker(account: Account) -> None:
     broker: Broker = account.broker
 
-    assert not broker.is_live
+    assert not broker.is_remote
 
 
 async def test_an_order_is_placed_filled_and_told_by_the_socket(account: Account) -> None:

@@ -121,4 +121,3 @@ async def test_an_order_fills_at_the_next_instant_and_not_at_the_price_it_was_de
     fill = next(report for report in reports if report.last_quantity)
     assert (before, after) == ({}, {"EURUSD": 1000})
     assert abs(fill.last_price - event.last_price) <= Decimal("0.00002")
-    assert not venue.broker.is_live

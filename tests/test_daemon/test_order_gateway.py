@@ -43,7 +43,7 @@ class SettableLatch:
 class ScriptedBroker:
     """A distant broker: `on_place` says what becomes of the next order, `book` what it has."""
 
-    is_live = True
+    is_remote = True
 
     def __init__(self) -> None:
         self.book: dict[str, list[ExecutionReport]] = {}

@@ -1,12 +1,20 @@
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builders import an_order
-from order_world import NAME, OrderWorld
+from fyers_account import an_exchange
+from order_world import NAME, OpenLatch, OrderWorld
 
 from daemon import reconciliation
+from daemon.brokers.fyers_simulator.direct import DirectBroker
+from daemon.clock import NS_PER_SECOND
 from daemon.errors import TraderError
+from daemon.memory_bus import MemoryBus
+from daemon.order_gateway import OrderGateway
+from daemon.outbox import Outbox
+from daemon.reconciler import Reconciler
 from daemon.reconciliation import Difference, Ledger, Reconciliation, compare
 
 
@@ -166,3 +174,85 @@ def test_a_restart_on_the_same_log_sends_nothing_twice(world: OrderWorld) -> Non
     world.restart()
 
     assert (world.net, world.true_net, world.broker.duplicates()) == (10, 10, [])
+
+
+async def test_a_comparison_older_than_a_minute_lets_no_entry_pass() -> None:
+    broker = DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"})
+    outbox = await Outbox(None).open()
+    now_s = [0]
+    reconciler = Reconciler(broker, outbox, ["SBIN"], real_ns=lambda: now_s[0] * NS_PER_SECOND)
+    before = reconciler.refusal("SBIN")
+    await reconciler.look(lambda: True)
+
+    refusals = []
+    for now_s[0] in (0, 60, 61):
+        refusals.append(reconciler.refusal("SBIN"))
+    await outbox.close()
+
+    assert before is not None
+    assert refusals == [
+        None, None, "log and broker were last compared 61 s ago, allowed: 60 s",
+    ]  # fmt: skip
+
+
+async def test_a_market_played_fast_is_compared_by_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daemon.order_gateway._RECONCILE_PACE_S", 0.001)
+    outcomes: list[Reconciliation] = []
+    broker = DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"})
+    outbox = await Outbox(None).open()
+    market_s = [0]
+    gateway = OrderGateway(
+        MemoryBus(),
+        broker,
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: market_s[0] * NS_PER_SECOND,
+        max_order_rate_per_second=9,
+        block_ms=2,
+        reconciler=Reconciler(
+            broker, outbox, ["SBIN"], real_ns=lambda: 1, on_outcome=outcomes.append
+        ),
+        reconcile_every_s=60.0,
+    )
+    serving = asyncio.create_task(gateway.run())
+    await gateway.ready.wait()
+    await asyncio.sleep(0.02)
+    at_rest = len(outcomes)
+
+    market_s[0] = 60
+    async with asyncio.timeout(2):
+        while len(outcomes) == at_rest:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.001)
+    gateway.stop()
+    await serving
+    await outbox.close()
+
+    assert at_rest == 1
+    assert gateway.reconciliation is not None
+    assert gateway.reconciliation.agreed
+
+
+async def test_whoever_waits_for_a_comparison_is_let_go_when_the_gateway_ends() -> None:
+    broker = DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"})
+    outbox = await Outbox(None).open()
+    gateway = OrderGateway(
+        MemoryBus(),
+        broker,
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: 1,
+        max_order_rate_per_second=9,
+        block_ms=2,
+    )
+    serving = asyncio.create_task(gateway.run())  # it has nothing that compares
+    await gateway.ready.wait()
+    waiting = asyncio.create_task(gateway.reconcile_now())
+    await asyncio.sleep(0)
+
+    gateway.stop()
+    await serving
+    await outbox.close()
+
+    await asyncio.wait_for(waiting, 1)

@@ -38,7 +38,7 @@ async def reports_of(broker: SimulatedBroker) -> list[ExecutionReport]:
 async def test_it_is_a_broker_and_not_live() -> None:
     broker: Broker = a_broker()
 
-    assert not broker.is_live
+    assert not broker.is_remote
     await broker.close()
 
 

@@ -49,7 +49,6 @@ class FyersAccount:
         market_clock: Clock,
         random: Random,
         on_alert: Callable[[Alert], None],
-        is_live: bool,
         products: Mapping[str, Product] | None = None,
         times: Times | None = None,
     ) -> None:
@@ -95,7 +94,6 @@ class FyersAccount:
             self._symbols,
             recall=recall,
             products=products,
-            is_live=is_live,
             on_problem=self._tell_problem,
         )
 

@@ -40,7 +40,7 @@ class FyersBroker:
     """Place and ask over REST; `run` listens, and must run for `reports` to be prompt.
 
     `symbols` maps instruments to the broker's symbols. `recall` finds an order that was placed
-    under a tag before this start, in the outbox. `is_live` is False at a simulated broker only.
+    under a tag before this start, in the outbox.
     `on_problem` hears each contradiction in the books once, as a sentence. `products` says how an
     instrument is held where that is not for the day.
     """
@@ -53,10 +53,10 @@ class FyersBroker:
         *,
         recall: Callable[[str], Awaitable[PlaceOrder | None]],
         products: Mapping[str, Product] | None = None,
-        is_live: bool = True,
+        is_remote: bool = True,
         on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.is_live = is_live
+        self.is_remote = is_remote
         self._rest = rest
         self._socket = socket
         self._symbols = dict(symbols)

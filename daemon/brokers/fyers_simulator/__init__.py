@@ -20,10 +20,16 @@ the same calls give the same market. `Exchange` works without HTTP, for tests of
 from daemon.brokers.fyers_simulator.faults import ALL_FAULTS, SCHEDULED, Fault, FaultKind, Faults
 from daemon.brokers.fyers_simulator.limits import RateLimits
 from daemon.brokers.fyers_simulator.login import Account
-from daemon.brokers.fyers_simulator.server import FyersSimulator, SimulatorSettings, Urls
+from daemon.brokers.fyers_simulator.server import (
+    DEFAULT_START,
+    FyersSimulator,
+    SimulatorSettings,
+    Urls,
+)
 
 __all__ = [
     "ALL_FAULTS",
+    "DEFAULT_START",
     "SCHEDULED",
     "Account",
     "Fault",

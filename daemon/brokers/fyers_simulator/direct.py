@@ -77,7 +77,7 @@ class DirectBroker:
     until somebody asks: `find` reads the books, as GET /orders and GET /tradebook do.
     """
 
-    is_live = False
+    is_remote = False
 
     def __init__(
         self,

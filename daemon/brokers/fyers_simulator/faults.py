@@ -66,7 +66,7 @@ SCHEDULED: Final[tuple[FaultKind, ...]] = tuple(
     # These end the session or never end; they have tests of their own.
     if kind not in ("session_changed", "data_refused", "order_refused", "data_symbol_limit")
 )
-_LONGEST_S: Final = 20.0  # of a scheduled fault that lasts
+LONGEST_S: Final = 20.0  # of a scheduled fault that lasts
 _SLOW_REPLY_S: Final = 0.5
 _LATE_FRAMES: Final = 3
 _FOR_EVER: Final = 2**63
@@ -129,6 +129,14 @@ class Faults:
         self._armed.clear()
         self._until_ns.clear()
 
+    def stop(self) -> None:
+        """Let nothing go wrong from now on: no schedule, nothing armed, what lasts ends."""
+        self._schedule = None
+        self.clear()
+        timers, self._timers = self._timers, []
+        for _, act in timers:
+            act()
+
     def take(self, kind: FaultKind, where: str = "") -> Fault | None:
         """Return the fault of this kind that fires on this occasion, None if none does."""
         for fault in self._armed:
@@ -157,9 +165,18 @@ class Faults:
         if seconds > 0:
             self._timers.append((self._now_ns + round(seconds * NS_PER_SECOND), act))
 
-    def follow(self, seed: int, kinds: Iterable[FaultKind], mean_gap_s: float) -> None:
-        """Inject faults of these kinds at random instants of market time from now on."""
-        self._schedule = Schedule(seed, tuple(kinds), mean_gap_s, self._now_ns)
+    def follow(
+        self,
+        seed: int,
+        kinds: Iterable[FaultKind],
+        mean_gap_s: float,
+        longest_s: float = LONGEST_S,
+    ) -> None:
+        """Inject faults of these kinds at random instants of market time from now on.
+
+        longest_s: of those that last, in market time.
+        """
+        self._schedule = Schedule(seed, tuple(kinds), mean_gap_s, self._now_ns, longest_s)
 
     def step(self, now_ns: int) -> None:
         """Move on in market time, injecting what is due."""
@@ -181,13 +198,19 @@ class Schedule:
     """Faults at exponentially spaced instants; the same seed and kinds give the same list."""
 
     def __init__(
-        self, seed: int, kinds: tuple[FaultKind, ...], mean_gap_s: float, start_ns: int
+        self,
+        seed: int,
+        kinds: tuple[FaultKind, ...],
+        mean_gap_s: float,
+        start_ns: int,
+        longest_s: float = LONGEST_S,
     ) -> None:
         if not kinds or mean_gap_s <= 0:
             raise ValueError("a schedule needs at least one kind and a mean gap above 0 s")
         self._draw = Random(f"{seed}|faults")
         self._kinds = kinds
         self._mean_gap_s = mean_gap_s
+        self._longest_s = longest_s
         self._next_ns = start_ns
         self._wait()
 
@@ -204,7 +227,7 @@ class Schedule:
 
     def _seconds(self, kind: FaultKind) -> float:
         if kind.endswith(("_mute", "_half_open")):
-            return self._draw.uniform(1, _LONGEST_S)
+            return self._draw.uniform(1, self._longest_s)
         if kind in ("slow_reply", "swallowed", "unanswered") or kind.endswith("_slow_handshake"):
             return self._draw.uniform(0, _SLOW_REPLY_S)
         return 0.0

@@ -15,7 +15,7 @@ from aiohttp import web
 from actors.instruments import Instrument
 from actors.session import SessionCalendar
 from daemon.brokers.fyers_simulator.data_socket import DataSocket
-from daemon.brokers.fyers_simulator.faults import SCHEDULED, Fault, FaultKind, Faults
+from daemon.brokers.fyers_simulator.faults import LONGEST_S, SCHEDULED, Fault, FaultKind, Faults
 from daemon.brokers.fyers_simulator.hours import TradingHours
 from daemon.brokers.fyers_simulator.instruments import (
     IST,
@@ -264,10 +264,12 @@ class FyersSimulator:
         *,
         seed: int | None = None,
         mean_gap_s: float = 20.0,
+        longest_s: float = LONGEST_S,
     ) -> None:
         """Inject faults at random instants of market time, by seed."""
         chosen = SCHEDULED if kinds == "all" else tuple(kinds)
-        self.faults.follow(self.settings.seed if seed is None else seed, chosen, mean_gap_s)
+        seed = self.settings.seed if seed is None else seed
+        self.faults.follow(seed, chosen, mean_gap_s, longest_s)
 
     def state(self) -> dict[str, Any]:
         """Return what the simulator knows of itself, for people and for comparisons."""

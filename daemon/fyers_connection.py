@@ -1,0 +1,99 @@
+"""Fyers connection: one account, real or simulated, with all that must run for it."""
+
+from functools import partial
+from random import Random
+
+import aiohttp
+
+from actors.instruments import Instrument
+from actors.messages import PlaceOrder
+from daemon.alert_teller import AlertTeller
+from daemon.brokers.fyers.account import FyersAccount, Times
+from daemon.brokers.fyers.broker import Product
+from daemon.brokers.fyers.ledger import RateLedger
+from daemon.brokers.fyers.rest import Endpoints
+from daemon.brokers.fyers.token_keeper import TokenKeeper
+from daemon.clock import Clock
+from daemon.outbox import Outbox
+from daemon.plan import SessionPlan
+from daemon.socket_feed import SocketFeed
+from daemon.supervisor import Part
+from daemon.venue import Listener
+from daemon.wiring import Workshop
+
+_DAILY = ("NSE:", "BSE:")
+
+
+class FyersConnection:
+    """An account for the instruments of a plan, its feed, and the parts that keep both alive.
+
+    The keeper must have a token when this is built. `clock` is real, for calls and tokens;
+    `market_clock` says when the exchange is open.
+    """
+
+    def __init__(
+        self,
+        plan: SessionPlan,
+        http: aiohttp.ClientSession,
+        endpoints: Endpoints,
+        keeper: TokenKeeper,
+        ledger: RateLedger,
+        teller: AlertTeller,
+        outbox: Outbox,
+        *,
+        clock: Clock,
+        market_clock: Clock,
+        times: Times | None = None,
+    ) -> None:
+        workshop = Workshop.of(plan)
+        self.instruments = list(workshop.catalogue)
+        sessions = {one.session for one in self.instruments}
+        self.account = FyersAccount(
+            http,
+            endpoints,
+            keeper,
+            ledger,
+            {one.symbol: one.exchange_symbol for one in self.instruments},
+            is_open=lambda now_ns: any(
+                workshop.calendar.interval(session, now_ns) for session in sessions
+            ),
+            recall=partial(_recalled, outbox),
+            clock=clock,
+            market_clock=market_clock,
+            random=Random(plan.seed),
+            on_alert=teller.tell,
+            products={one.symbol: product_of(one) for one in self.instruments},
+            times=times,
+        )
+        self.feed = SocketFeed(self.account.data_socket.ticks, clock, teller.tell)
+        self.parts: tuple[Part, ...] = (
+            Listener("fyers_login", keeper.keep),
+            Listener("order_socket", self.account.broker.run),
+            Listener("broker_alerts", teller.keep_telling),
+        )
+        self.feeds: tuple[Part, ...] = (Listener("data_socket", self.feed.read),)
+        self._keeper = keeper
+
+    @property
+    def logins(self) -> int:
+        return self._keeper.logins
+
+    @property
+    def connections(self) -> dict[str, int]:
+        """Return how often each socket has connected."""
+        account = self.account
+        return {
+            "data": account.data_socket.connections,
+            "order": account.order_socket.connections,
+        }
+
+
+async def _recalled(outbox: Outbox, tag: str) -> PlaceOrder | None:
+    """Return the order of an earlier start under this tag."""
+    row = await outbox.find(tag)
+    return None if row is None else row.order
+
+
+def product_of(instrument: Instrument) -> Product:
+    """Return how an order is held: for the day at NSE and BSE, overnight in what never closes."""
+    return "INTRADAY" if instrument.exchange_symbol.startswith(_DAILY) else "MARGIN"
