@@ -2,8 +2,8 @@
 
 Segments of the released and of the production shape, engine after engine in turn, beside the time
 that reading the looped weights from memory takes at the bandwidth measured in the same run. The
-8-bit loop is measured only; what serves is `engine`. Times are of the engine alone: transport from
-the tick is in `benchmarks.tick_to_order`.
+8-bit loop is measured only; what serves is `engine`. Times of segments are of the engine alone;
+what the whole daemon makes of them stands beside, from `benchmarks.decisions`.
 
     python -m benchmarks.inference --json [--quick]
 """
@@ -21,6 +21,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from benchmarks import decisions
 from benchmarks.machine import ROOT, machine_facts, percentile
 from daemon.demo_data import demo_candles
 from daemon.history import load_candles
@@ -213,6 +214,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "gate": compared["gate"],
         "frontier": frontier,
         **cold_start(),
+        **decisions.measure(quick=quick),
     }
 
 

@@ -22,7 +22,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -83,19 +83,26 @@ class Due(NamedTuple):
     event: MarketEvent
 
 
-def schedule(warm_up_bars: int, measured_s: float) -> tuple[list[Due], float]:
+def schedule(
+    warm_up_bars: int,
+    measured_s: float,
+    prices: Mapping[str, float] = PRICES,
+    *,
+    time_event_every_s: float = TIME_EVENT_EVERY_S,
+    warm_up_ticks_per_bar: int = WARM_UP_TICKS_PER_BAR,
+) -> tuple[list[Due], float]:
     """Return all events in order, and from when on they are measured."""
     draw = np.random.default_rng(SEED)
-    logs = {name: float(np.log(price)) for name, price in PRICES.items()}
-    names = list(PRICES)
-    warm_up = warm_up_bars * len(names) * WARM_UP_TICKS_PER_BAR
+    logs = {name: float(np.log(price)) for name, price in prices.items()}
+    names = list(prices)
+    warm_up = warm_up_bars * len(names) * warm_up_ticks_per_bar
     measured_from_s = warm_up / RATE_PER_S
     dues: list[Due] = []
     time_event_s = 0.0  # market time of the next one
     for number in range(warm_up + int(measured_s * RATE_PER_S)):
         at_s = number / RATE_PER_S
         if number < warm_up:
-            bar_s = BAR_S / (len(names) * WARM_UP_TICKS_PER_BAR)
+            bar_s = BAR_S / (len(names) * warm_up_ticks_per_bar)
             market_s = number * bar_s
             step = 0.0004
         else:
@@ -104,7 +111,7 @@ def schedule(warm_up_bars: int, measured_s: float) -> tuple[list[Due], float]:
         now_ns = BEGIN_NS + int(market_s * 1e9)
         if market_s >= time_event_s:
             dues.append(Due(at_s, TimeEvent(now_ns=now_ns, wall_ns=0)))
-            time_event_s += TIME_EVENT_EVERY_S
+            time_event_s += time_event_every_s
         name = names[number % len(names)]
         logs[name] += float(draw.normal(0.0, step))
         price = Decimal(round(float(np.exp(logs[name])) * 20)) / 20  # ticks of 0.05
@@ -137,9 +144,9 @@ class OpenMarket:
             yield event
 
 
-def make_plan() -> SessionPlan:
-    """Return the plan of a session on the synthetic market."""
-    settings = load_settings(ROOT / "config", {}, overrides=SETTINGS)
+def make_plan(overrides: Mapping[str, Any] | None = None) -> SessionPlan:
+    """Return the plan of a session on the synthetic market; overrides: settings by dotted key."""
+    settings = load_settings(ROOT / "config", {}, overrides=SETTINGS | dict(overrides or {}))
     catalogue = load_instruments(ROOT / "config", {}).catalogue
     digest, problem = check_model(settings.session.model_dir)
     return SessionPlan(
@@ -289,6 +296,30 @@ def report(
     }
 
 
+async def run_session(
+    plan: SessionPlan, market: OpenMarket, state_dir: Path
+) -> tuple[Recording, dict[str, Any]]:
+    """Run the daemon on a market to its end; return the recording and the summary."""
+    folder = begin_session(state_dir, plan)
+    latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns)
+    await latch.release("benchmark: simulated money only", operator="benchmark")
+    with (state_dir / "log.jsonl").open("w") as log:
+        configure_logs("INFO", log)
+        service = LiveTradingService(
+            plan,
+            state_dir=state_dir,
+            folder=folder,
+            open_venue=paper_venue(plan, market),
+            lock_step=False,
+            isolated=("reasoning",),
+            log_level="INFO",
+            log_file=log,
+            seal_when_stopped=True,
+        )
+        answer = await service.run()  # stops the server too
+    return Recording(folder), answer
+
+
 async def run(quick: bool) -> dict[str, Any]:
     """Measure everything and return the report."""
     began_s = time.perf_counter()
@@ -305,24 +336,8 @@ async def run(quick: bool) -> dict[str, Any]:
         raw_s = 0.3 if quick else 2.0
         raw = await asyncio.to_thread(raw_xadd_per_s, state.socket, raw_s, 1)
         pipelined = await asyncio.to_thread(raw_xadd_per_s, state.socket, raw_s, PIPELINE)
-        folder = begin_session(state_dir, plan)
-        latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns)
-        await latch.release("benchmark: simulated money only", operator="benchmark")
-        with (state_dir / "log.jsonl").open("w") as log:
-            configure_logs("INFO", log)
-            service = LiveTradingService(
-                plan,
-                state_dir=state_dir,
-                folder=folder,
-                open_venue=paper_venue(plan, market),
-                lock_step=False,
-                isolated=("reasoning",),
-                log_level="INFO",
-                log_file=log,
-                seal_when_stopped=True,
-            )
-            answer = await service.run()  # stops the server too
-        found = report(Recording(folder), market, from_s, answer)
+        recording, answer = await run_session(plan, market, state_dir)
+        found = report(recording, market, from_s, answer)
     return {
         "machine": machine,
         "server": {

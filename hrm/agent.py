@@ -230,8 +230,10 @@ class HRMAgent:
             was_read = ends_segment and self._clock_ns() <= until_ns < inf
             if was_read:
                 self._read(state, rows)
+            left_ns = until_ns - self._clock_ns()
+            next_ns = self._next_ns(len(rows))
             for row in rows:
-                row.stop_reason = self._stop(row, was_read, len(rows), until_ns)
+                row.stop_reason = self._stop(row, was_read, left_ns, next_ns)
             going = [number for number, row in enumerate(rows) if not row.is_done]
             if len(going) < len(rows):
                 if not was_read:
@@ -259,13 +261,19 @@ class HRMAgent:
                 row.check()
         self._read_cost.observe(len(rows), self._clock_ns() - before_ns)
 
-    def _stop(
-        self, row: Row, was_read: bool, batch_size: int, until_ns: float
-    ) -> StopReason | None:
+    def _next_ns(self, rows: int) -> float:
+        """Return what one more cycle and an answer after it likely take."""
+        return (
+            self._cycle_cost.likely_ns(rows)
+            + self._read_cost.likely_ns(rows)
+            + self._finish_cost.likely_ns(rows)
+        )
+
+    def _stop(self, row: Row, was_read: bool, left_ns: float, next_ns: float) -> StopReason | None:
         """Say why a row is to stop after this cycle, or None to go on."""
         if isinstance(row.budget, RecordedBudget):
             return "recorded" if row.cycles == row.budget.cycles else None
-        if self._clock_ns() > until_ns:
+        if left_ns < 0:
             return "deadline"
         if row.cycles == self._max_cycles:
             return "max_segments"
@@ -275,12 +283,7 @@ class HRMAgent:
         if row.convergence.is_converged():
             return "converged"
         # The floor of a complex market yields here: the deadline is asked whatever the depth.
-        needed_ns = (
-            self._cycle_cost.likely_ns(batch_size)
-            + self._read_cost.likely_ns(batch_size)
-            + self._finish_cost.likely_ns(batch_size)
-        )
-        return "deadline" if self._clock_ns() + needed_ns > until_ns else None
+        return "deadline" if next_ns > left_ns else None
 
     def _answers(self, rows: list[Row], started_ns: int) -> dict[int, Answer]:
         """Return the answers by place; all are ready at the same time."""

@@ -1,0 +1,324 @@
+"""Are decisions in time, with everything else running, and how deep is the thought behind them?
+
+    python -m benchmarks.decisions --json          about four minutes
+    python -m benchmarks.decisions --json --quick  about three quarters of one
+
+Three sessions of the whole daemon (benchmarks.tick_to_order says how one is run and why times count
+from when a tick was due), each at 500 ticks a second:
+
+- `together`: twenty instruments whose one-minute bars close at the same instants, four times a
+  second, with the released model as it is: 10,000 decisions, in batches of twenty.
+- `depth`, twice: one instrument, with a Q head that never wants to halt, so that only the deadline
+  ends a thought: the released shape, and the production shape of 27 million parameters with the
+  weights that training starts from. Speed does not depend on what the weights say.
+
+How long the daemon's event loop does not answer is asked by a thread, a thousand times a second.
+Besides, without a daemon, both shapes think about 1, 5, 20 and 100 observations at a time.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import torch
+import uvloop
+
+from actors.messages import Decision, Heartbeat
+from benchmarks.machine import ROOT, machine_facts, percentile
+from benchmarks.tick_to_order import (
+    RATE_PER_S,
+    Measurement,
+    OpenMarket,
+    make_plan,
+    run_session,
+    schedule,
+)
+from daemon.plan import SessionPlan
+from daemon.replay import Recording
+from hrm.agent import HRMAgent
+from hrm.config import ACCOUNT_WIDTH, HRMConfig
+from hrm.integrity import load_release, save_release
+from hrm.manifest import ModelCard
+from hrm.model import HierarchicalReasoningModel
+from hrm.thought import DeadlineBudget, Observation, Question, Thought
+from hrm.weights import load_weights
+
+MODELS: Final = ROOT / "models"
+INSTRUMENTS: Final = 20
+TIME_EVENT_EVERY_S: Final = 20  # market seconds: one falls on every bar close
+WARM_UP_TICKS_PER_BAR: Final = 2
+BATCHES: Final = (1, 5, 20, 100)
+DEADLINE_MS: Final = 50.0
+THINKING_MS: Final = 45.0  # what reasoning gives the thinker of it
+NAMED: Final = (
+    "decisions",
+    "deadline_misses",
+    "tick_to_decision_p50_ms",
+    "tick_to_decision_p99_ms",
+    "loop_stall_p999_ms",
+    "rss_mib",
+)
+"""Figures of the session of twenty instruments that stand at the top."""
+PATIENT: Final = {"hierarchical_reasoning_model.convergence.convergence_thresh": 1e-30}
+
+
+class LoopProbe:
+    """Ask an event loop a thousand times a second to answer; keep when, and how long it took."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self.samples: list[tuple[int, int]] = []  # real clock of the question, ns until the answer
+
+    def _ask(self) -> None:
+        while not self._stopping.wait(0.001):
+            asked = time.time_ns(), time.perf_counter_ns()
+            self._loop.call_soon_threadsafe(self._answer, *asked)
+
+    def _answer(self, at_ns: int, asked_ns: int) -> None:
+        self.samples.append((at_ns, time.perf_counter_ns() - asked_ns))
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """Ask while the context is open."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            await asyncio.to_thread(self._thread.join)
+
+
+def never_halting(model: HierarchicalReasoningModel) -> HierarchicalReasoningModel:
+    """Let a model always want to go on."""
+    with torch.no_grad():
+        model.q_head.weight.zero_()
+        model.q_head.bias.copy_(torch.tensor([-5.0, 5.0]))
+    return model
+
+
+def models_of_depth(folder: Path) -> dict[str, Path]:
+    """Release both shapes with a Q head that never halts, each in a folder of its own."""
+    entry = load_weights(MODELS).entry
+    torch.manual_seed(0)
+    models = {
+        "released": load_release(MODELS).model,
+        "production": HierarchicalReasoningModel(HRMConfig()),
+    }
+    for name, model in models.items():
+        card = ModelCard(
+            config=model.config,
+            features=entry.features,
+            vocabularies=entry.vocabularies,
+            created=entry.created,
+        )
+        save_release(folder / name, never_halting(model.eval()), card)
+    return {name: folder / name for name in models}
+
+
+def a_plan(instruments: int, overrides: Mapping[str, Any]) -> tuple[SessionPlan, dict[str, float]]:
+    """Return the plan of a session of so many shares, and what each begins at."""
+    prices = {f"share {number:02}": 1000.0 + 250 * number for number in range(instruments)}
+    # The model that is late stays in: what it misses is to be counted, not to end the measurement.
+    plan = make_plan({"monitoring.failures_before_fallback": 100, **overrides})
+    [like] = [each for each in plan.instruments if each.symbol == "Reliance"]
+    shares = [
+        dataclasses.replace(like, symbol=name, name=name, exchange_symbol=f"NSE:{number}-EQ")
+        for number, name in enumerate(prices)
+    ]
+    markets = [msgspec.structs.replace(plan.markets[0], instrument=name) for name in prices]
+    return msgspec.structs.replace(plan, instruments=shares, markets=markets), prices
+
+
+async def session(
+    instruments: int,
+    measured_s: float,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run the daemon on so many instruments; return what its decisions and its loop took."""
+    plan, prices = a_plan(instruments, overrides)
+    warm_up_bars = int(plan.settings["reasoning"]["warm_up_bars"]) + 1
+    dues, from_s = schedule(
+        warm_up_bars,
+        measured_s,
+        prices,
+        time_event_every_s=TIME_EVENT_EVERY_S,
+        warm_up_ticks_per_bar=WARM_UP_TICKS_PER_BAR,
+    )
+    market = OpenMarket(dues)
+    asker = LoopProbe(asyncio.get_running_loop())
+    with tempfile.TemporaryDirectory(prefix="decisions-") as folder:
+        async with asker.asking():
+            recording, answer = await run_session(plan, market, Path(folder))
+    measured = Measurement(recording, market, from_s)
+    decisions = [
+        (measured.since_due_us(place, envelope) / 1000, envelope.published_ns, envelope.message)
+        for place, envelope in measured.measured.items()
+        if isinstance(envelope.message, Decision)
+    ]
+    return report(decisions, asker.samples, recording, measured.from_ns) | {
+        "lost": answer["lost"],
+        "alerts": answer["alerts"],
+    }
+
+
+def report(
+    decisions: list[tuple[float, int, Decision]],
+    answers: list[tuple[int, int]],
+    recording: Recording,
+    from_ns: int,
+) -> dict[str, Any]:
+    """Sum up decisions, each with milliseconds since its tick was due and when it was published."""
+    took_ms = [took for took, _, _ in decisions]
+    thought = [decision for _, _, decision in decisions if decision.cycles]
+    beats = [
+        envelope.message.rss_mib
+        for envelope in recording.entries.values()
+        if isinstance(envelope.message, Heartbeat) and envelope.message.actor == "reasoning"
+    ]
+    thinking = [
+        (published_ns - 1000 * decision.elapsed_us, published_ns)
+        for _, published_ns, decision in decisions
+        if decision.cycles
+    ]
+    return {
+        "decisions": len(decisions),
+        "decisions_thought": len(thought),
+        "deadline_misses": sum(d.late or d.failed for _, _, d in decisions),
+        "over_50ms": sum(took > DEADLINE_MS for took in took_ms),
+        "tick_to_decision_p50_ms": round(percentile(took_ms, 0.5), 2),
+        "tick_to_decision_p99_ms": round(percentile(took_ms, 0.99), 2),
+        "waited_p99_ms": round(percentile([d.waited_us for d in thought], 0.99) / 1000, 2),
+        "batch_size_p50": percentile([d.batch_size for d in thought], 0.5),
+        # The depth that 99 of 100 decisions reach at least, those without a thought included.
+        "segments_p99": percentile([d.reasoning_depth for _, _, d in decisions], 0.01),
+        "segments_p50": percentile([d.reasoning_depth for _, _, d in decisions], 0.5),
+        "stops": counts([d.stop_reason for d in thought]),
+        "rss_mib": max(beats),
+        **stalls([answer for answer in answers if answer[0] >= from_ns], thinking),
+    }
+
+
+def stalls(answers: list[tuple[int, int]], thinking: list[tuple[int, int]]) -> dict[str, float]:
+    """Return how long the loop did not answer while there was thinking going on, and in all."""
+    asked = np.array([at_ns for at_ns, _ in answers])
+    took_ms = np.array([took_ns for _, took_ns in answers]) / 1e6
+    begins, ends = (np.array(sorted(set(side))) for side in zip(*thinking, strict=True))
+    # Batches do not overlap, so a question falls into one where more have begun than ended.
+    inside = np.searchsorted(begins, asked, "right") > np.searchsorted(ends, asked, "right")
+    return {
+        "loop_stall_p999_ms": round(percentile(took_ms[inside].tolist(), 0.999), 3),
+        "loop_stall_all_p999_ms": round(percentile(took_ms.tolist(), 0.999), 3),
+    }
+
+
+def counts(names: list[str]) -> dict[str, int]:
+    """Count how often each name occurs."""
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def batch_figures(models: Path, rounds: int) -> dict[str, Any]:
+    """Let one agent think about 1, 5, 20, 100 observations at a time, until the deadline."""
+    patience = HRMConfig().changed(convergence={"convergence_thresh": 1e-30})
+    agent = HRMAgent.load(models, time.monotonic_ns, patience)
+    agent.warm_up(max(BATCHES))
+    found: dict[str, Any] = {}
+    for size in BATCHES:
+        questions = drawn_questions(agent.config, size)
+        taken_ms, depths, answered = [], [], []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            answers = agent.reason_many(questions)
+            taken_ms.append(1e3 * (time.perf_counter() - began))
+            thoughts = [answer for answer in answers if isinstance(answer, Thought)]
+            answered.append(len(thoughts))
+            depths.append(min(thought.segments for thought in thoughts))
+        found[str(size)] = {
+            "ms": {
+                "p50": round(percentile(taken_ms, 0.5), 2),
+                "p99": round(percentile(taken_ms, 0.99), 2),
+            },
+            "answered_p50": percentile(answered, 0.5),
+            "segments_in_50ms_p50": percentile(depths, 0.5),
+            "segments_in_50ms_p99": percentile(depths, 0.01),
+        }
+    return {"rows_stand_alone": agent.batches, "sizes": found}
+
+
+def drawn_questions(config: HRMConfig, size: int) -> list[Question]:
+    """Draw observations of one bar close; their content does not matter for speed."""
+    draw, sizes = np.random.default_rng(3), config.inputs
+    return [
+        (
+            Observation(
+                bars=draw.normal(size=(sizes.window_bars, sizes.n_features)).astype(np.float32),
+                mask=np.ones(sizes.window_bars, dtype=np.bool_),
+                instrument="",
+                timeframe="",
+                account=draw.normal(size=ACCOUNT_WIDTH).astype(np.float32),
+                context=draw.normal(size=sizes.n_context).astype(np.float32),
+                complexity=0.0,
+                allowed_actions=(True, True, True, True, True),
+            ),
+            DeadlineBudget(THINKING_MS),
+        )
+        for _ in range(size)
+    ]
+
+
+async def sessions(models: Mapping[str, Path], *, quick: bool) -> dict[str, Any]:
+    """Run the three sessions."""
+    together = await session(INSTRUMENTS, 8.0 if quick else 125.0, {})
+    depth = {
+        name: await session(
+            1, 4.0 if quick else 30.0, {"session.model_dir": str(folder), **PATIENT}
+        )
+        for name, folder in models.items()
+    }
+    return {"together": together, "depth": depth}
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Measure everything; the figures that the goal names stand at the top."""
+    with tempfile.TemporaryDirectory(prefix="decisions-") as name:
+        models = models_of_depth(Path(name))
+        ran = uvloop.run(sessions(models, quick=quick))
+        batches = {
+            shape: batch_figures(folder, 5 if quick else 40) for shape, folder in models.items()
+        }
+    return {
+        **{key: ran["together"][key] for key in NAMED},
+        "segments_in_50ms_p99": {shape: one["segments_p99"] for shape, one in ran["depth"].items()},
+        "daemon": {"rate_per_s": RATE_PER_S, "instruments": INSTRUMENTS, **ran},
+        "batches": batches,
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decisions", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    options = parser.parse_args()
+    machine = machine_facts()  # before we are the load ourselves
+    found = {"machine": machine, "quick": options.quick, **measure(quick=options.quick)}
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:26}{json.dumps(value)}")
+
+
+if __name__ == "__main__":
+    main()
