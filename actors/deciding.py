@@ -3,6 +3,7 @@
 from typing import Any
 
 from actors.messages import ACTIONS, Action, Decision, MarketContext, Policy
+from hrm.features import complexity_score
 from hrm.thought import Observation, Thought
 
 _ENTRIES = ("BUY_LONG", "SELL_SHORT")
@@ -122,6 +123,18 @@ def _size(action: Action, thought: Thought) -> float:
     if action in _ENTRIES:
         return min(thought.size_fraction, 1.0)
     return 0.0 if action == "HOLD" else 1.0
+
+
+def trained_complexity(context: MarketContext) -> float:
+    """Return complexity as models have learned to read it: without news.
+
+    No model has been trained with events, and news that are known to be quiet would lower the
+    number by a fifth against everything it was trained on.
+    """
+    if "news" in context.missing:
+        return context.complexity
+    stress = None if "correlation" in context.missing else context.correlation_score
+    return complexity_score(context.volatility, context.regime_stability, correlation_stress=stress)
 
 
 def _what(context: MarketContext) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Events: how much scheduled news weighs on an instrument at an instant, from dated facts.
 
-What the events are stands in config/events.yaml. An event weighs more and more before its time,
-fully at it, and less and less after it. Outside the days that the file covers nothing is known,
-which is not the same as no news.
+What the events are stands in config/events.yaml; expiries and holidays follow by rule. An event
+weighs more and more before its time, fully at it, and less and less after it. Outside the days and
+the instruments that the file covers nothing is known, which is not the same as no news.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,8 @@ class EventCalendar:
         """
         settings = self._settings
         if settings.covers_from is None or settings.covers_until is None:
+            return None
+        if settings.covers_instruments and instrument not in settings.covers_instruments:
             return None
         day = (_EPOCH + timedelta(seconds=now_ns // _NS_PER_SECOND)).date()
         if not settings.covers_from <= day <= settings.covers_until:

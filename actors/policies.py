@@ -133,12 +133,18 @@ class ScheduledEvent(Checked):
 
 
 class EventSettings(ActorSettings):
-    """Say which events are known and for which days the list is complete."""
+    """Say which events are known, and for which days and instruments the list is complete."""
 
     covers_from: date | None = None
     """First day, UTC, that the list is complete for; None: nothing is known of any day."""
     covers_until: date | None = None
     """Last one, included."""
+    covers_instruments: tuple[str, ...] = ()
+    """Symbols that the list is complete for; without any, all. Of others nothing is known."""
+    expiry_weight: Fraction = 0.0
+    """Impact of an expiry at the close of its day, by the rules of sessions.yaml; 0: none."""
+    holiday_weight: Fraction = 0.0
+    """Impact of a holiday of sessions.yaml at the close of the session before it; 0: none."""
     half_life_hours: float = Field(default=2.0, gt=0.0, le=240.0)
     """After an event, in which its impact falls by half."""
     approach_half_life_hours: float = Field(default=6.0, gt=0.0, le=240.0)

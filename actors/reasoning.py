@@ -22,6 +22,7 @@ from actors.deciding import (
     hold,
     steering_complexity,
     too_late,
+    trained_complexity,
 )
 from actors.instruments import InstrumentCatalogue
 from actors.messages import Bar, Decision, MarketContext, PolicySwitch, Position
@@ -340,7 +341,7 @@ class ReasoningActor(Actor[Input, Decision]):
             timeframe=context.timeframe,
             account=self._account(context.bar, position, atr),
             context=context_features(
-                complexity=context.complexity,
+                complexity=trained_complexity(context),
                 volatility=context.volatility,
                 regime=context.regime,
                 correlation=None if "correlation" in missing else context.correlation_score,

@@ -28,6 +28,7 @@ from actors.instruments import (
 )
 from actors.policies import (
     ComplexitySettings,
+    EventSettings,
     ExecutionSettings,
     FeedSettings,
     ReasoningSettings,
@@ -47,6 +48,7 @@ from daemon.config_files import (
     validated,
 )
 from daemon.errors import ConfigError
+from daemon.event_rules import events_by_rule, horizon_problems
 from daemon.market_files import (
     EVENTS_FILE,
     INSTRUMENTS_FILE,
@@ -306,26 +308,43 @@ def load_settings(
         raise ConfigError(f"{folder} cannot be used")
     calendar = SessionCalendar(sessions)
     symbols = _check_combinations(settings, instruments, calendar, document, problems)
-    for event in events.events:
-        for unknown in set(event.instruments) - set(instruments.catalogue.symbols):
-            text = (
-                f"event {event.name!r} names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
-            )
-            problems.add(EVENTS_FILE, text)
+    _check_events(events, instruments, calendar, problems)
     for rule in settings.news.rules:
         for unknown in set(rule.instruments) - set(instruments.catalogue.symbols):
             text = f"news.rules names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
             problems.add(document.where(("news", "rules")), text)
     problems.raise_if_any()
+    by_rule = events_by_rule(events, calendar, instruments.catalogue)
+    all_events = events.model_copy(update={"events": events.events + by_rule})
     return settings.model_copy(
         update={
             "feed": settings.feed.model_copy(update={"instruments": symbols}),
             "complexity": settings.complexity.model_copy(
-                update={"events": events, "coefficients": coefficients}
+                update={"events": all_events, "coefficients": coefficients}
             ),
             "execution": settings.execution.model_copy(update={"charge_table": charges}),
         }
     )
+
+
+def _check_events(
+    events: EventSettings,
+    instruments: InstrumentsFile,
+    calendar: SessionCalendar,
+    problems: Problems,
+) -> None:
+    symbols = set(instruments.catalogue.symbols)
+    for event in events.events:
+        for unknown in set(event.instruments) - symbols:
+            text = (
+                f"event {event.name!r} names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
+            )
+            problems.add(EVENTS_FILE, text)
+    for unknown in set(events.covers_instruments) - symbols:
+        text = f"covers_instruments names {unknown!r}, which is no symbol of {INSTRUMENTS_FILE}"
+        problems.add(EVENTS_FILE, text)
+    for text in horizon_problems(events, calendar, instruments.catalogue):
+        problems.add(EVENTS_FILE, text)
 
 
 def load_instruments(

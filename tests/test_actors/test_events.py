@@ -53,6 +53,20 @@ def test_an_event_of_one_instrument_does_not_concern_another() -> None:
     assert impact(event, instrument="Nifty") == 0.0
 
 
+def test_of_instruments_that_the_list_is_not_complete_for_nothing_is_known() -> None:
+    calendar = EventCalendar(
+        EventSettings(
+            covers_from=date(2024, 3, 18),
+            covers_until=date(2024, 3, 22),
+            covers_instruments=("Nifty",),
+            events=(an_event(),),
+        )
+    )
+
+    assert calendar.impact("Nifty", at_ns(NOON)) == 1.0
+    assert calendar.impact("Reliance", at_ns(NOON)) is None
+
+
 @given(
     st.lists(st.tuples(st.floats(-90, 90), st.floats(0, 1)), max_size=6),
     st.floats(-40, 40),

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.base import Arrival
-from actors.deciding import ThinkingFailed
+from actors.deciding import ThinkingFailed, trained_complexity
 from actors.messages import Decision, MarketContext, Message, Position
 from actors.policies import ReasoningSettings
 from actors.reasoning import (
@@ -44,6 +44,7 @@ from hrm.features import (
     FEATURE_NAMES,
     FEATURE_SCHEMA_SHA256,
     bar_features,
+    complexity_score,
     context_features,
 )
 from hrm.integrity import save_release
@@ -823,3 +824,27 @@ def test_a_forecast_sets_the_depth_and_the_model_still_reads_the_formula() -> No
     observation = thinker.observations[-1]
     assert observation.complexity == decision.market_complexity == 0.85
     assert observation.context[0] == pytest.approx(context.complexity)
+
+
+def test_news_that_are_known_change_nothing_that_the_model_reads() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    decisions_of(actor, *contexts(NEEDED - 1))
+    (context,) = contexts(1, NEEDED - 1)
+    assert "news" in context.missing
+    stressed = {"missing": ("news",), "correlation_score": 0.5}
+    without = msgspec.structs.replace(context, complexity=0.5375, **stressed)
+    quiet = msgspec.structs.replace(
+        without,
+        missing=(),
+        complexity=0.43,  # the same with news at 0: a fifth lower
+        news_impact=0.0,
+        bar=msgspec.structs.replace(context.bar),
+    )
+
+    assert trained_complexity(without) == 0.5375
+    assert trained_complexity(quiet) == pytest.approx(
+        complexity_score(context.volatility, context.regime_stability, correlation_stress=0.5)
+    )
+    decisions_of(actor, quiet)
+    assert thinker.observations[-1].context[0] == pytest.approx(trained_complexity(quiet))
