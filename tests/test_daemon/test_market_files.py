@@ -55,6 +55,8 @@ def an_entry(**changes: Any) -> str:
 
 def test_the_shipped_file_is_that_of_the_existing_system() -> None:
     shipped = yaml.safe_load((SHIPPED / "instruments.yaml").read_text(encoding="utf-8"))
+    for entry in shipped["instruments"]:
+        entry.pop("freeze_quantity", None)  # ours: the existing system does not know it
 
     expected = []
     for name, symbol, exchange_symbol, kind, lot_size, premium in EXPECTED:
