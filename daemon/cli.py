@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -32,7 +33,7 @@ from daemon.model_command import model
 from daemon.operator import Operator, stop_without_settings
 from daemon.replay import Recording, replay_session
 from daemon.session_files import check_model, find_session, load_markets, within_days
-from daemon.session_run import Options, Setting, run_daemon, run_demo
+from daemon.session_run import Options, Setting, demo_broker, run_daemon, run_demo
 from daemon.settings import (
     SessionSettings,
     Settings,
@@ -187,7 +188,21 @@ def demo(
         _drill(faults, broker, data, seed, duration, config, state, as_json=as_json)
         return
     where = _setting(config, state, speed, data or [], instrument or [], (start, end))
-    _print(_run(run_demo(where, Options(duration, processes, seed, broker))), as_json)
+    if broker == "fyers":
+        raise ConfigError("a demo places no real orders: --broker simulated or fyers-sim")
+    options = Options(duration, processes, seed, broker or demo_broker(where))
+    _print(_run(run_demo(where, options)), as_json)
+
+
+def _streamed(config: Path | None, state: Path | None, **more: Any) -> Setting:
+    """Return where a session without candles is run; its markets are still to be named."""
+    return Setting(
+        settings=_settings(config, state, **more),
+        catalogue=load_instruments(config, demo=True).catalogue,
+        calendar=load_sessions(config),
+        markets=[],
+        clock=SystemClock(),
+    )
 
 
 def _drill(
@@ -206,17 +221,11 @@ def _drill(
             "--faults happen at the simulated Fyers and its own prices: give --broker fyers-sim "
             "and no --data"
         )
-    settings = _settings(config, state, **drill_venue.SETTINGS)
-    where = Setting(
-        settings=settings,
-        catalogue=load_instruments(config, demo=True).catalogue,
-        calendar=load_sessions(config),
-        markets=[],
-        clock=SystemClock(),
-        streamed=drill_venue.streamed_markets(),
+    where = replace(
+        _streamed(config, state, **drill_venue.SETTINGS), streamed=drill_venue.streamed_markets()
     )
     drill = drill_venue.Drill(kinds=drill_venue.kinds_of(faults), seed=seed)
-    answer = _run(run_demo(where, Options(duration, False, seed, "fyers-sim", drill)))
+    answer = _run(run_demo(where, Options(duration, False, seed, "fyers-sim", drill=drill)))
     _print(answer, as_json)
     if not answer["audit"]["passed"]:
         raise typer.Exit(1)
@@ -232,17 +241,40 @@ def run(
     duration: Duration = None,
     processes: Processes = False,
     seed: Seed = 1,
+    broker: Annotated[
+        BrokerName,
+        typer.Option("--broker", help="fyers: real orders, if the settings allow them."),
+    ] = "simulated",
+    simulator: Annotated[
+        str | None,
+        typer.Option("--simulator", help="With fyers-sim: address of simulate-broker."),
+    ] = None,
     config: Config = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Run the daemon in paper mode: halted at first, going on after a restart."""
-    if not data:
+    """Run the daemon: halted at first, going on after a restart; paper unless told otherwise."""
+    options = Options(duration, processes, seed, broker, simulator)
+    if broker == "simulated":
+        if not data:
+            raise ConfigError(
+                "run needs --data FILE, candles to replay as the market, or --broker fyers-sim "
+                "or fyers, whose prices come over a socket"
+            )
+        where = _setting(config, state, speed, data, instrument or [], (start, end))
+    else:
+        if data or instrument or speed or start or end:
+            raise ConfigError(
+                f"prices of --broker {broker} come over its socket, of what feed.instruments "
+                "names: leave out --data, --instrument, --speed, --start and --end"
+            )
+        where = _streamed(config, state)
+    if (simulator is None) is (broker == "fyers-sim"):
         raise ConfigError(
-            "run needs --data FILE: candles to replay as the market; no live feed is connected"
+            "--broker fyers-sim needs --simulator http://127.0.0.1:PORT, of hrm-trader "
+            "simulate-broker, and no other broker takes one"
         )
-    where = _setting(config, state, speed, data, instrument or [], (start, end))
-    _print(_run(run_daemon(where, Options(duration, processes, seed))), as_json)
+    _print(_run(run_daemon(where, options)), as_json)
 
 
 @app.command()

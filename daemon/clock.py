@@ -44,6 +44,23 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+class ShiftedClock:
+    """Another clock, so many nanoseconds ahead of it: a market at another time of day."""
+
+    def __init__(self, clock: Clock, ahead_ns: int) -> None:
+        self._clock = clock
+        self._ahead_ns = ahead_ns
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns() + self._ahead_ns
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+
+
 class SimulatedClock:
     """A clock that stands still until it is moved, by `advance_to` or by those who sleep on it.
 

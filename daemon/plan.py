@@ -52,6 +52,7 @@ class SessionPlan(msgspec.Struct, frozen=True, kw_only=True):
     model_digest: str  # "" when there is no valid model
     no_model_reason: str  # why there is none
     trader: TraderName = "model"
+    broker: str = "simulated"  # what it trades at; another one is another session
     versions: dict[str, str]
     format: int = FORMAT
 

@@ -197,6 +197,7 @@ def make_plan(
     speed: float | str,
     prefix: str | None = None,
     trader: TraderName = "model",
+    broker: str = "simulated",
 ) -> SessionPlan:
     """Return the plan of a new session with an id of its own."""
     began = datetime.fromtimestamp(now_ns / 1e9, UTC)
@@ -217,6 +218,7 @@ def make_plan(
         model_digest=digest,
         no_model_reason=reason,
         trader=trader,
+        broker=broker,
         versions=versions(),
     )
 
@@ -240,8 +242,11 @@ def current_session(state_dir: Path) -> Path | None:
     return folder if (folder / FILE_NAME).is_file() else None
 
 
-def open_session(state_dir: Path, markets: Sequence[AnyMarket]) -> tuple[Path, SessionPlan] | None:
-    """Return the session a restart goes on with: not sealed, and of the same candles."""
+def open_session(
+    state_dir: Path, markets: Sequence[AnyMarket], broker: str = "simulated"
+) -> tuple[Path, SessionPlan] | None:
+    """Return the session a restart goes on with: not sealed, at the same broker, and of the same
+    candles or, where prices come over a socket, of the same session day."""
     folder = current_session(state_dir)
     if folder is None or read_seal(folder):
         return None
@@ -256,7 +261,8 @@ def open_session(state_dir: Path, markets: Sequence[AnyMarket]) -> tuple[Path, S
             market.first_open_ns,
         )
 
-    if [candles(m) for m in plan.markets] != [candles(market.plan()) for market in markets]:
+    planned = [candles(market.plan()) for market in markets]
+    if plan.broker != broker or [candles(market) for market in plan.markets] != planned:
         return None
     return folder, plan
 

@@ -8,17 +8,23 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from actors.instruments import InstrumentCatalogue
 from actors.session import SessionCalendar
 from daemon.candle_path import market_events
-from daemon.clock import Clock
+from daemon.clock import Clock, SystemClock
 from daemon.drill_venue import Drill, drill_venue
 from daemon.errors import ConfigError, TraderError
 from daemon.fyers_sim_venue import fyers_sim_venue
+from daemon.fyers_venue import (
+    fyers_venue,
+    market_clock,
+    refuse_unless_allowed,
+    streamed_markets,
+)
 from daemon.health import ServiceManager
 from daemon.history import Candle
 from daemon.kill_switch import KillSwitchLatch
@@ -54,7 +60,8 @@ class Options:
     duration_s: float | None
     every_actor_isolated: bool
     seed: int
-    broker: BrokerName | None = None  # None: what suits the command
+    broker: BrokerName = "simulated"
+    simulator: str | None = None  # where hrm-trader simulate-broker is
     drill: Drill | None = None  # faults to try the session with, in place of candles
 
 
@@ -68,6 +75,7 @@ class Setting:
     markets: list[Market]
     clock: Clock
     streamed: Sequence[StreamedMarket] = ()
+    market_clock: Clock = field(default_factory=SystemClock)  # of prices over a socket
 
     @property
     def traded(self) -> list[AnyMarket]:
@@ -77,7 +85,6 @@ class Setting:
 
 async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
     """Run a session in a state folder of its own, released from the start; keep the last five."""
-    options = replace(options, broker=options.broker or _demo_broker(where))
     demos = where.settings.session.state_dir / "demo"
     _make(demos)
     # A prefix of its own: a configured server may carry a daemon's session at the same time.
@@ -103,11 +110,11 @@ async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
             await bus.close()
     for old in sorted(demos.iterdir())[:-_KEPT_DEMOS]:
         shutil.rmtree(old, ignore_errors=True)
-    return _facts(plan) | {"broker": options.broker} | summary | {"state_dir": str(state_dir)}
+    return _facts(plan) | summary | {"state_dir": str(state_dir)}
 
 
-def _demo_broker(where: Setting) -> BrokerName:
-    """Return the simulated Fyers, unless an index is to be traded: no exchange takes its orders."""
+def demo_broker(where: Setting) -> BrokerName:
+    """Return what a demo trades at when nobody says: an index is in no exchange's order book."""
     kinds = {where.catalogue[market.instrument].kind for market in where.traded}
     return "simulated" if "index" in kinds else "fyers-sim"
 
@@ -118,15 +125,25 @@ async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
     A state folder that is used for the first time is halted, unless `session.start_halted` is off.
     """
     where = replace(where, markets=as_configured(where.markets, where.settings.feed))
+    if options.broker != "simulated":
+        where = await _at_fyers(where, options)
     state_dir = where.settings.session.state_dir
     configure_logs(where.settings.logging.level)
     with _only_daemon_of(state_dir):
         return await _run_alone(where, options, state_dir)
 
 
+async def _at_fyers(where: Setting, options: Options) -> Setting:
+    """Return where a session at Fyers trades, real or simulated; TraderError if it must not."""
+    refuse_unless_allowed(options.broker, where.settings)
+    clock = await market_clock(options.simulator, where.clock)
+    streamed = streamed_markets(where.settings, where.catalogue, where.calendar, clock.now_ns())
+    return replace(where, streamed=streamed, market_clock=clock)
+
+
 async def _run_alone(where: Setting, options: Options, state_dir: Path) -> dict[str, Any]:
     settings = where.settings
-    opened = open_session(state_dir, where.markets)
+    opened = open_session(state_dir, where.traded, options.broker)
     if opened:
         folder, plan = opened
         _refuse_another_model(plan, settings)
@@ -159,12 +176,13 @@ def _new_plan(where: Setting, options: Options, prefix: str | None = None) -> Se
         where.catalogue,
         where.calendar,
         where.traded,
-        mode="paper",
+        mode="live" if options.broker == "fyers" else "paper",
         now_ns=where.clock.now_ns(),
         seed=options.seed,
-        speed=where.settings.feed.speed,
+        speed=1.0 if where.streamed else where.settings.feed.speed,
         prefix=prefix,
         trader="model" if options.drill is None else "drill",
+        broker=options.broker,
     )
 
 
@@ -183,8 +201,8 @@ def _service(
         plan,
         state_dir=state_dir,
         folder=folder,
-        open_venue=_venue(where, options, plan, folder, lambda: service.published),
-        lock_step=plan.speed == "max" and options.drill is None,
+        open_venue=_venue(where, options, plan, state_dir, folder, lambda: service.published),
+        lock_step=plan.speed == "max",
         isolated=NAMES if options.every_actor_isolated else _isolated(plan),
         log_level=where.settings.logging.level,
         log_file=log,
@@ -203,11 +221,14 @@ def _venue(
     where: Setting,
     options: Options,
     plan: SessionPlan,
+    state_dir: Path,
     folder: Path,
     published: Callable[[], int],
 ) -> OpenVenue:
     if options.drill is not None:
         return drill_venue(plan, options.drill, where.clock, folder)
+    if where.streamed:
+        return fyers_venue(plan, state_dir, options.simulator, where.clock, where.market_clock)
     if options.broker == "fyers-sim":
         speed = _speed(plan.speed)
         return fyers_sim_venue(plan, where.markets, where.clock, folder, speed)
@@ -317,6 +338,7 @@ def _facts(plan: SessionPlan) -> dict[str, Any]:
         "speed": plan.speed,
         "seed": plan.seed,
         "trader": plan.trader,
+        "broker": plan.broker,
         "data": [
             {
                 "instrument": market.instrument,

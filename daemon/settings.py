@@ -126,6 +126,13 @@ class BusSettings(DaemonSettings):
         return url
 
 
+class BrokerSettings(DaemonSettings):
+    """Say whether orders may cost real money."""
+
+    allow_real_orders: bool = False
+    """Let `run --broker fyers` trade at the real broker; off, it is refused."""
+
+
 class SessionSettings(DaemonSettings):
     """Say where a trading session keeps its state and how it starts."""
 
@@ -219,6 +226,7 @@ class Settings(DaemonSettings):
     news: NewsSettings = NewsSettings()
     session: SessionSettings = SessionSettings()
     bus: BusSettings = BusSettings()
+    broker: BrokerSettings = BrokerSettings()
     backend: BackendSettings = BackendSettings()
     secrets: Secrets = Secrets()
 

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Final
 
-from actors.messages import Alert, Tick
-from daemon.clock import Clock, time_events
+from actors.messages import Alert, Tick, TimeEvent
+from daemon.clock import NS_PER_SECOND, Clock, time_events
 from daemon.conflation import Conflation
 from daemon.tick_source import MarketEvent
 
@@ -37,7 +37,11 @@ class SocketFeed:
                 await self.waiting.put(tick)
 
     async def tell_time(self, clock: Clock) -> None:
-        """Put a TimeEvent among the ticks at each whole second."""
+        """Put a TimeEvent among the ticks now, and at each whole second."""
+        wall_ns = clock.now_ns()
+        # Before the first tick: after a restart the actors still have the time of before.
+        whole_ns = wall_ns // NS_PER_SECOND * NS_PER_SECOND
+        await self.waiting.put(TimeEvent(now_ns=whole_ns, wall_ns=wall_ns))
         async for event in time_events(clock):
             await self.waiting.put(event)
 

@@ -42,6 +42,7 @@ NEW_SECTIONS = (
     "news",
     "session",
     "bus",
+    "broker",
     "backend",
 )
 ALERT_PARTS = ("**From**", "**You see**", "**It means**", "**Type**", "**It worked when**")

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from daemon.brokers.fyers.login import CREDENTIAL
 from daemon.cli import app
 from daemon.settings import Settings
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 NAMES = ("hrm-trader.service", "hrm-trader-kill.service")
+LIVE = "hrm-trader-live.conf"
 INSTALLED = "/opt/hrm-trading-daemon/.venv/bin/hrm-trader"
 GIB = 2**30
 MIB = 2**20
@@ -66,6 +68,46 @@ def test_systemd_understands_every_line_of_the_units(tmp_path: Path) -> None:
     ours = [line for line in verified.stderr.splitlines() if "hrm-trader" in line]
     assert ours == []
     assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here"
+)
+def test_systemd_understands_the_unit_with_the_drop_in_for_real_orders(tmp_path: Path) -> None:
+    exists_here = shutil.which("true")
+    assert exists_here is not None
+    folder = tmp_path / f"{NAMES[0]}.d"
+    folder.mkdir()
+    for source, target in ((NAMES[0], tmp_path / NAMES[0]), (LIVE, folder / "live.conf")):
+        target.write_text((UNITS / source).read_text().replace(INSTALLED, exists_here))
+
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / NAMES[0])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert [line for line in verified.stderr.splitlines() if "hrm-trader" in line] == []
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_the_drop_in_runs_at_fyers_with_the_key_of_the_token() -> None:
+    unit = a_unit(LIVE)
+    cleared, line = unit["ExecStart"]
+    program, command, *arguments = command_line({"ExecStart": [line]})
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+
+    context = group.commands[command].make_context(command, arguments)
+
+    assert (cleared, program) == ("", INSTALLED)
+    assert context.params["broker"] == "fyers"
+    (credential,) = unit["LoadCredential"]
+    assert credential.partition(":")[0] == CREDENTIAL
+    (fields,) = unit["EnvironmentFile"]
+    assert fields.startswith("-")  # without it a person logs in
 
 
 @pytest.mark.skipif(

@@ -277,6 +277,7 @@ class FyersSimulator:
         return {
             "now": local_time(self.now_ns).isoformat(),
             "now_ns": self.now_ns,
+            "speed": self.settings.speed,
             "orders": len(self.exchange.orders),
             "pending": len(self.exchange.pending),
             "trades": len(self.exchange.trades),

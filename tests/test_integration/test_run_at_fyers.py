@@ -1,0 +1,76 @@
+"""`hrm-trader run --broker ...`: at a simulated broker in another process, and what is refused."""
+
+import signal
+import socket
+
+import pytest
+from command_line import Sandbox, wait_until
+
+pytestmark = pytest.mark.integration
+
+SECONDS = 2
+
+
+def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    broker = sandbox.start("simulate-broker", "--json", "--port", address.rpartition(":")[2])
+    wait_until(lambda: "serving" in broker.stderr, "a broker")
+    for name, value in {
+        "FYERS_APP_ID": "SIMULATED1-100",
+        "FYERS_SECRET_KEY": "simulated-secret",
+        "FYERS_REDIRECT_URI": "http://127.0.0.1/callback",
+        "FYERS_FY_ID": "XS00001",
+        "FYERS_PIN": "1234",
+        "FYERS_TOTP_SECRET": "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP",
+    }.items():
+        sandbox.environment[name] = value
+    login = sandbox.run("login", "--simulator", address, "--json")
+    sandbox.set("feed.instruments", '["Reliance", "TCS"]')
+    sandbox.set("feed.timeframe", "1")
+    run = ["run", "--broker", "fyers-sim", "--simulator", address, "--duration", SECONDS, "--json"]
+
+    first, second = sandbox.run(*run), sandbox.run(*run)
+
+    broker.signal(signal.SIGTERM)
+    broker.wait()
+    assert (login.code, first.code, second.code) == (0, 0, 0), first.stderr
+    assert (first.answer["broker"], first.answer["mode"]) == ("fyers-sim", "paper")
+    assert (first.answer["resumed"], second.answer["resumed"]) == (False, True)
+    assert first.answer["session"] == second.answer["session"]
+    for outcome in (first, second):
+        assert outcome.answer["ticks"] >= 2
+        assert (outcome.answer["lost"], outcome.answer["drained"]) == (0, True)
+        outcome.assert_no_traceback()
+    assert second.answer["alerts"] == 0
+    replay = sandbox.run("replay", "--json")
+    assert (replay.code, replay.answer["identical"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "code"),
+    [
+        (["--broker", "fyers"], "broker.allow_real_orders is off", 2),
+        (["--broker", "fyers-sim"], "needs --simulator", 2),
+        (["--broker", "fyers", "--speed", "60"], "leave out --data", 2),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_a_remedy(
+    sandbox: Sandbox, arguments: list[str], reason: str, code: int
+) -> None:
+    outcome = sandbox.run("run", *arguments, "--json")
+
+    assert outcome.code == code
+    assert reason in outcome.answer["text"]
+    outcome.assert_no_traceback()
+
+
+def test_allowed_but_not_logged_in_the_real_broker_is_refused(sandbox: Sandbox) -> None:
+    sandbox.set("broker.allow_real_orders", "true")
+    sandbox.set("feed.instruments", '["Reliance"]')
+
+    outcome = sandbox.run("run", "--broker", "fyers", "--json")
+
+    assert (outcome.code, outcome.answer["error"]) == (1, "LoginNeeded")
+    assert "run hrm-trader login" in outcome.answer["text"]
+    assert sandbox.processes() == {}
