@@ -20,7 +20,7 @@ from daemon.bus import Bus
 from daemon.engine_record import EngineRecord, limits_of_session, note_engine, read_engine
 from daemon.kill_switch import KillSwitchLatch
 from daemon.logs import configure_logs, get_logger
-from daemon.memory_use import resident_mib
+from daemon.memory_use import resident_mib, return_unused
 from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
 from daemon.runner import Runner
@@ -66,6 +66,7 @@ def load_thinker(
                 EngineRecord(name=agent.choice.name, simd=agent.choice.simd, processor=processor()),
             )
     agent.warm_up(settings.reasoning.max_together)
+    return_unused()
     return agent
 
 

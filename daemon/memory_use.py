@@ -1,5 +1,7 @@
 """How much memory this process holds."""
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -14,3 +16,11 @@ def resident_mib() -> float:
     except (OSError, IndexError, ValueError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / _BYTES_PER_MIB
+
+
+def return_unused() -> None:
+    """Give memory that was freed back to the system, which loading a model leaves much of."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need none
+    if trim is not None:
+        trim(0)

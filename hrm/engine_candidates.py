@@ -14,7 +14,7 @@ import numpy as np
 from hrm.config import ServingEngine
 from hrm.engine import Engine, Floats
 from hrm.engine_facts import EngineFacts, facts_path, read_facts, write_facts
-from hrm.gate import Course, GateFigures, compared, course_of
+from hrm.gate import Decided, GateFigures, compared, decided
 from hrm.gate_inputs import NoGateInputs, gate_batch
 from hrm.native_engine import NativeBits, NativeEngine
 from hrm.native_library import NativeLibrary, NativeUnavailable, native_library
@@ -50,9 +50,11 @@ class Candidates:
         """Return an engine and its difference from the reference; raise Refused."""
         engine = self._engine(name)
         difference = largest_difference(engine, self._weights.arrays, self.config)
+        if difference <= TOLERANCE:  # false for a difference that is no number
+            return engine, difference
         if name in COARSE:
             self._check_gate(name, engine, difference)
-        elif not difference <= TOLERANCE:  # true also for a difference that is no number
+        else:
             raise Refused(
                 f"it differs from the reference by {difference:.3g} on this processor, "
                 f"{TOLERANCE:g} is allowed"
@@ -79,17 +81,17 @@ class Candidates:
             batch = gate_batch(self._weights.entry)
         except NoGateInputs as error:
             raise Refused(f"the gate has no inputs: {error}") from error
-        return compared(self._fine_course, course_of(engine, batch, self.config), batch)
+        return compared(self._finely_decided, decided(engine, batch, self.config))
 
     @cached_property
-    def _fine_course(self) -> Course:
-        """Return what the fastest engine in float32 says of the gate's inputs."""
+    def _finely_decided(self) -> Decided:
+        """Return what an engine in float32 decides on the gate's inputs."""
         for name in FINE:
             try:
                 engine, _ = self.admitted(name)
             except Refused:
                 continue
-            return course_of(engine, gate_batch(self._weights.entry), self.config)
+            return decided(engine, gate_batch(self._weights.entry), self.config)
         raise Refused("the gate has nothing to compare with: no float32 engine is admitted")
 
     def measured(self, names: tuple[ServingEngine, ...]) -> dict[ServingEngine, float]:

@@ -1,6 +1,6 @@
 """The gate: whether an engine with coarser weights decides as the fine one does, on real inputs.
 
-Both think to full depth, and each row is read where it halts by itself. Nothing here imports torch.
+Each row thinks until it halts by itself and is read there. Nothing here imports torch.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm.config import HRMConfig
+from hrm.config import Action, HRMConfig
 from hrm.engine import Batch, Engine
 from hrm.features import CONTEXT_NAMES
 from hrm.halting import min_segments
@@ -21,18 +21,11 @@ ROWS_AT_ONCE = 32  # bounds the memory of a long comparison; a row has the same 
 
 
 @dataclass(frozen=True)
-class Course:
-    """Hold what B rows say after every segment: chances [M, B, 5], q logits [M, B, 2]."""
+class Decided:
+    """Hold what B rows say where each halts: depth [B], segments from 1; chances [B, 5]."""
 
+    depth: NDArray[np.int64]
     chances: NDArray[np.float64]
-    q: NDArray[np.float32]
-
-    def depths(self, floors: list[int]) -> NDArray[np.int64]:
-        """Return the segment, from 1, after which each row halts."""
-        number = np.arange(1, len(self.q) + 1)[:, None]
-        halts = (self.q[..., 0] > self.q[..., 1]) & (number >= np.array(floors))
-        halts[-1] = True
-        return np.asarray(halts.argmax(0) + 1, np.int64)
 
 
 @dataclass(frozen=True)
@@ -68,43 +61,55 @@ class GateFigures:
         return asdict(self) | {"admitted": not self.refusal}
 
 
-def course_of(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> Course:
-    """Let every row think to full depth."""
+def decided(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> Decided:
+    """Let every row think until it halts by itself, or to full depth."""
     parts = [
-        _course_of_some(engine, batch.part(slice(start, start + ROWS_AT_ONCE)), config)
+        _some_decided(engine, batch.part(slice(start, start + ROWS_AT_ONCE)), config)
         for start in range(0, len(batch), ROWS_AT_ONCE)
     ]
-    return Course(
-        np.concatenate([part.chances for part in parts], 1),
-        np.concatenate([part.q for part in parts], 1),
+    return Decided(
+        np.concatenate([part.depth for part in parts]),
+        np.concatenate([part.chances for part in parts]),
     )
 
 
-def compared(fine: Course, coarse: Course, batch: Batch) -> GateFigures:
+def compared(fine: Decided, coarse: Decided) -> GateFigures:
     """Compare what two engines say of the same batch."""
-    rows = np.arange(len(batch))
-    complexities: list[float] = batch.context[:, COMPLEXITY].tolist()
-    floors = [min_segments(value, len(fine.chances)) for value in complexities]
-    depth, coarse_depth = fine.depths(floors), coarse.depths(floors)
-    one, other = fine.chances[depth - 1, rows], coarse.chances[coarse_depth - 1, rows]
+    one, other = fine.chances, coarse.chances
     return GateFigures(
-        decisions=len(batch),
+        decisions=len(one),
         action_agreement=float((one.argmax(-1) == other.argmax(-1)).mean()),
         max_probability_shift=float(np.abs(one - other).max()),
-        halting_depth_agreement=float((depth == coarse_depth).mean()),
+        halting_depth_agreement=float((fine.depth == coarse.depth).mean()),
     )
 
 
-def _course_of_some(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> Course:
+def chances_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probabilities of the actions, in double precision."""
+    doubles = logits.astype(np.float64)
+    shares = np.exp(doubles - doubles.max(-1, keepdims=True))
+    return np.asarray(shares / shares.sum(-1, keepdims=True), np.float64)
+
+
+def _some_decided(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> Decided:
+    most = config.adaptive_computation.m_max
+    complexities: list[float] = batch.context[:, COMPLEXITY].tolist()
+    floors = np.array([min_segments(value, most) for value in complexities])
+    depth = np.zeros(len(batch), np.int64)
+    chances = np.zeros((len(batch), len(Action)))
+    thinking = np.arange(len(batch))
     encoded = engine.encode(batch)
     state = engine.start(encoded)
-    chances, q = [], []
-    for _ in range(config.adaptive_computation.m_max):
+    for segment in range(1, most + 1):
         for _ in range(config.convergence.n_cycles):
             state = engine.cycle(state, encoded)
         reading = engine.read(state)
-        logits = reading.action_logits.astype(np.float64)
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        chances.append(shares / shares.sum(-1, keepdims=True))
-        q.append(reading.q)
-    return Course(np.stack(chances), np.stack(q))
+        halts = (reading.q[:, 0] > reading.q[:, 1]) & (segment >= floors[thinking])
+        halts |= segment == most
+        done = thinking[halts]
+        depth[done], chances[done] = segment, chances_of(reading.action_logits)[halts]
+        thinking = thinking[~halts]
+        if not len(thinking):
+            break
+        state, encoded = engine.rows(state, encoded, np.flatnonzero(~halts).tolist())
+    return Decided(depth, chances)

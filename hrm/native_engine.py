@@ -4,9 +4,10 @@ The encoder, which runs once a decision, stays with ONNX Runtime. A call release
 flushes denormals while it lasts, and gives a row the same bits alone and in a batch.
 """
 
+import ctypes
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from hrm.config import HRMConfig, ModuleConfig
 from hrm.engine import Batch, Floats, Reading
 from hrm.native_library import (
+    GROUPS,
     LEVELS,
     Block,
     Core,
@@ -41,7 +43,7 @@ class NativeEngine:
 
     bits: of the looped weights; the heads are float32. In 8 bits every output of a matrix has a
     scale, and the inputs of a product are rounded to 16 bits, row by row. Raises NativeUnavailable
-    for a model that the kernel cannot run.
+    for a model that the kernel cannot run. States are not to be changed by whoever holds them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class NativeEngine:
         self._config = config
         self._widths = architecture.h_module.hidden_size, architecture.l_module.hidden_size
         self._functions, self._level = library.functions, LEVELS[library.level]
+        self._group = GROUPS[library.level]
         self._starts = {name: arrays[name].copy() for name in ("core.z_h_start", "core.z_l_start")}
         self._q_bias = arrays["q_head.bias"].copy()
         self._encoder = encoder
@@ -76,9 +79,12 @@ class NativeEngine:
         of_h = np.concatenate([arrays[f"{name}.weight"] for name in OF_H])
         self._of_h = self._matrix(packed(of_h, Format.F32))
         self._of_l = self._matrix(packed(arrays["l_head.weight"], Format.F32))
+        self._step = Step()
+        self._arguments = (self._level, ctypes.addressof(self._core), ctypes.addressof(self._step))
         self._scratch: NDArray[np.uint8] = aligned(0, np.uint8)
-        self._scratch_rows = 0
-        self._one_at_a_time = threading.Lock()  # there is one scratch
+        self._ratios: NDArray[np.float32] = np.empty(0, np.float32)
+        self._last: _Cycle | None = None
+        self._one_at_a_time = threading.Lock()  # there is one step, and one scratch
 
     def encode(self, batch: Batch) -> Floats:
         """Read a batch once, into [B, 1, Dh]; raise ValueError naming an input that is wrong."""
@@ -91,16 +97,32 @@ class NativeEngine:
     def cycle(self, state: State, encoded: Floats) -> State:
         """Return the state one cycle later; the one given stays readable."""
         rows, (h_width, l_width) = len(encoded), self._widths
-        high, low = _dense(state[0], rows, h_width), _dense(state[1], rows, l_width)
-        encoded = _dense(encoded, rows, h_width)
-        after = np.empty_like(high), np.empty_like(low)
         with self._one_at_a_time:
-            step = Step(*map(_address, (encoded, high, low, *after)), self._room_for(rows), rows)
-            self._functions.hrm_cycle(self._level, self._core, step)
+            last, step = self._last, self._step
+            if last is not None and encoded is last.encoded.given:
+                read = last.encoded
+            else:
+                read = _located(encoded, rows, h_width)
+            if last is not None and state is last.after:
+                high, low = last.high, last.low
+            else:
+                high, low = _located(state[0], rows, h_width), _located(state[1], rows, l_width)
+            if rows != step.rows:
+                self._make_room(rows)
+            next_high, next_low = _new(rows, h_width), _new(rows, l_width)
+            step.encoded, step.high, step.low = read.address, high.address, low.address
+            step.next_high, step.next_low = next_high.address, next_low.address
+            self._functions.hrm_cycle(*self._arguments)
+            after = next_high.array, next_low.array
+            self._last = _Cycle(state, after, read, next_high, next_low)
         return after
 
     def residual(self, before: State, after: State) -> tuple[Floats, Floats]:
         """Return the relative residuals of H and of L, row by row: [B] each."""
+        with self._one_at_a_time:
+            last, rows = self._last, len(after[0])
+            if last is not None and before is last.before and after is last.after:
+                return self._ratios[:rows].copy(), self._ratios[rows:].copy()
         h, low = (
             self._residual(one, other, width)
             for one, other, width in zip(before, after, self._widths, strict=True)
@@ -125,9 +147,9 @@ class NativeEngine:
 
     def _residual(self, before: Floats, after: Floats, width: int) -> Floats:
         rows = len(after)
-        before, after = _dense(before, rows, width), _dense(after, rows, width)
+        one, other = _located(before, rows, width), _located(after, rows, width)
         ratios = np.empty(rows, np.float32)
-        self._functions.hrm_residual(rows, width, *map(_address, (before, after, ratios)))
+        self._functions.hrm_residual(rows, width, one.address, other.address, _address(ratios))
         return ratios
 
     def _product(self, matrix: Matrix, x: Floats) -> Floats:
@@ -141,12 +163,14 @@ class NativeEngine:
         )
         return outputs
 
-    def _room_for(self, rows: int) -> int:
-        """Return the address of a scratch for so many rows; it only grows."""
-        if rows > self._scratch_rows:
-            needed = self._functions.hrm_scratch_bytes(self._core, rows)
-            self._scratch, self._scratch_rows = aligned(needed, np.uint8), rows
-        return _address(self._scratch)
+    def _make_room(self, rows: int) -> None:
+        """Prepare the step for so many rows; the scratch only grows."""
+        needed = self._functions.hrm_scratch_bytes(self._core, rows)
+        if needed > len(self._scratch):
+            self._scratch = aligned(needed, np.uint8)
+        self._ratios = np.empty(2 * rows, np.float32)
+        self._step.scratch, self._step.ratios = _address(self._scratch), _address(self._ratios)
+        self._step.rows = rows
 
     def _module(
         self, arrays: Arrays, name: str, other: str, module: ModuleConfig, kind: Format
@@ -154,18 +178,19 @@ class NativeEngine:
         blocks = (Block * module.num_layers)()
         for index in range(module.num_layers):
             layer = f"{name}.stack.blocks.{index}.feed_forward"
-            gate_up = packed_gate_up(arrays[f"{layer}.gate_up.weight"], kind)
-            down = packed(arrays[f"{layer}.down.weight"], kind)
+            gate_up = packed_gate_up(arrays[f"{layer}.gate_up.weight"], kind, self._group)
+            down = packed(arrays[f"{layer}.down.weight"], kind, self._group)
             blocks[index] = Block(self._matrix(gate_up), self._matrix(down))
         self._kept.append(blocks)
-        from_other = self._matrix(packed(arrays[f"{name}.{other}.weight"], kind))
-        return Module(blocks, module.num_layers, module.hidden_size, from_other)
+        from_other = packed(arrays[f"{name}.{other}.weight"], kind, self._group)
+        return Module(blocks, module.num_layers, module.hidden_size, self._matrix(from_other))
 
     def _matrix(self, source: Packed) -> Matrix:
         self._kept.append(source)
         return Matrix(
             _address(source.panels),
             _address(source.scales),
+            _address(source.offsets),
             source.outputs,
             source.inputs,
             source.format,
@@ -173,15 +198,42 @@ class NativeEngine:
         )
 
 
-def _dense(x: Floats, rows: int, width: int) -> Floats:
-    """Return an array as the kernel reads it; raise ValueError for one of another shape or type."""
+class _Located(NamedTuple):
+    """Hold an array, as it was given and as the kernel reads it, with its address."""
+
+    given: Floats
+    array: Floats
+    address: int
+
+
+class _Cycle(NamedTuple):
+    """Remember the last cycle, so that the next one need not ask for addresses again."""
+
+    before: State
+    after: State
+    encoded: _Located
+    high: _Located
+    low: _Located
+
+
+def _located(x: Floats, rows: int, width: int) -> _Located:
+    """Find an array; raise ValueError for one of another shape or type."""
     if x.shape != (rows, 1, width) or x.dtype != np.float32:
         raise ValueError(
             f"the engine takes float32 of shape {[rows, 1, width]}, was {x.dtype} of shape "
             f"{list(x.shape)}"
         )
-    return np.ascontiguousarray(x)
+    dense = np.ascontiguousarray(x)
+    return _Located(x, dense, _address(dense))
+
+
+def _new(rows: int, width: int) -> _Located:
+    array: Floats = np.empty((rows, 1, width), np.float32)
+    return _Located(array, array, _address(array))
 
 
 def _address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    except (TypeError, ValueError):  # read-only, or empty: the other way is slower
+        return int(array.ctypes.data)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-ABI = 1  # HRM_ABI of hrm/native/core.h
+ABI = 2  # HRM_ABI of hrm/native/core.h
 SOURCES = Path(__file__).with_name("native")
 BUILT = SOURCES / "build"
 LIBRARY_NAME, RECORD_NAME = "kernel.so", "kernel.json"
@@ -17,6 +17,7 @@ SIMD_VARIABLE = "HRM_NATIVE_SIMD"  # lowers the instruction set: avx2
 
 Level = Literal["avx2", "avx512"]
 LEVELS: dict[Level, int] = {"avx2": 1, "avx512": 2}  # as in dispatch.c
+GROUPS: dict[Level, int] = {"avx2": 2, "avx512": 4}  # GROUP of the lanes
 
 
 class NativeUnavailable(Exception):
@@ -29,6 +30,7 @@ class Matrix(ctypes.Structure):
     _fields_ = (
         ("panels", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
         ("outputs", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
         ("format", ctypes.c_int32),
@@ -64,12 +66,14 @@ class Core(ctypes.Structure):
     )
 
 
+_POINTERS_OF_A_STEP = ("encoded", "high", "low", "next_high", "next_low", "ratios", "scratch")
+
+
 class Step(ctypes.Structure):
     """Mirror struct hrm_step."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("encoded", "high", "low", "next_high", "next_low")),
-        ("scratch", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _POINTERS_OF_A_STEP),
         ("rows", ctypes.c_int32),
     )
 
@@ -146,7 +150,7 @@ def _declare(functions: ctypes.CDLL) -> None:
     functions.hrm_best_level.argtypes, functions.hrm_best_level.restype = (), number
     functions.hrm_scratch_bytes.argtypes = (ctypes.POINTER(Core), number)
     functions.hrm_scratch_bytes.restype = ctypes.c_size_t
-    functions.hrm_cycle.argtypes = (number, ctypes.POINTER(Core), ctypes.POINTER(Step))
+    functions.hrm_cycle.argtypes = (number, pointer, pointer)  # addresses: faster to pass
     functions.hrm_cycle.restype = None
     functions.hrm_float_product.argtypes = (
         number,

@@ -1,6 +1,5 @@
 """Packing: matrices as the native kernel reads them; hrm/native/core.h describes the layout."""
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from hrm.engine import Floats
 PANEL = 64  # outputs that are computed side by side; every width is padded to a multiple of it
 LARGEST_CODE = 127
 LARGEST_INPUT = 32767  # what 16 bits hold
+INPUT_SHIFT = 1 << 15  # what makes such a number positive, so that its bytes are
 ALIGNMENT = 64  # bytes: one cache line
 
 
@@ -24,21 +24,21 @@ class Format(IntEnum):
 
 
 class Packed(NamedTuple):
-    """Hold one matrix in panels; scales: of every output, for whole numbers only, else empty.
+    """Hold one matrix in panels; scales, offsets: of every output, for whole numbers, else empty.
 
     peak: the whole number that the largest input of a row becomes, 0 for floats.
     """
 
     panels: NDArray[Any]
     scales: Floats
+    offsets: NDArray[np.int32]
     outputs: int
     inputs: int
     format: Format
     peak: int
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """Hold a matrix in whole numbers: w = codes * scales[:, None]; codes int8 [N, K]."""
 
     codes: NDArray[np.int8]
@@ -50,28 +50,30 @@ def padded(width: int) -> int:
     return -(-width // PANEL) * PANEL
 
 
-def packed(matrix: Floats, kind: Format) -> Packed:
-    """Pack a matrix [outputs, inputs], padded with zeros."""
+def packed(matrix: Floats, kind: Format, group: int = 2) -> Packed:
+    """Pack a matrix [outputs, inputs], padded with zeros; group: of whole numbers, see core.h."""
     outputs, inputs = map(padded, matrix.shape)
     whole = np.zeros((outputs, inputs), np.float32)
     whole[: matrix.shape[0], : matrix.shape[1]] = matrix
-    nothing = np.zeros(0, np.float32)
     if kind == Format.I8:
-        coarse = coarsened(whole)
-        pairs = coarse.codes.reshape(-1, PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)
+        codes, scales = coarsened(whole)
+        groups = codes.reshape(-1, PANEL, inputs // group, group).transpose(0, 2, 1, 3)
+        offsets = (-INPUT_SHIFT * codes.sum(1, dtype=np.int64)).astype(np.uint32).view(np.int32)
         peak = largest_peak(inputs)
-        return Packed(_in_order(pairs, np.int8), coarse.scales, outputs, inputs, kind, peak)
+        panels = _in_order(groups, np.int8)
+        return Packed(panels, scales, offsets, outputs, inputs, kind, peak)
     columns = whole.reshape(-1, PANEL, inputs).transpose(0, 2, 1)
     panels = _in_order(columns, np.float16 if kind == Format.F16 else np.float32)
-    return Packed(panels, nothing, outputs, inputs, kind, 0)
+    nothing = np.zeros(0, np.float32), np.zeros(0, np.int32)
+    return Packed(panels, *nothing, outputs, inputs, kind, 0)
 
 
-def packed_gate_up(matrix: Floats, kind: Format) -> Packed:
+def packed_gate_up(matrix: Floats, kind: Format, group: int = 2) -> Packed:
     """Pack [gate; up], each half padded by itself, so that the halves stay halves."""
     gate, up = np.split(matrix, 2)
     both = np.zeros((2, padded(len(gate)), matrix.shape[1]), np.float32)
     both[0, : len(gate)], both[1, : len(up)] = gate, up
-    return packed(both.reshape(-1, matrix.shape[1]), kind)
+    return packed(both.reshape(-1, matrix.shape[1]), kind, group)
 
 
 def coarsened(matrix: Floats) -> Codes:

@@ -4,6 +4,7 @@ Denormals are not flushed: the runtime's switch for it stays on in the thread th
 session, for all of Python's arithmetic too, and no other. States of unit size do not need it.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,4 +81,9 @@ def _session(graph: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # Two threads on two cores lose to one as soon as anything else runs.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    # From a file in memory: a session made from bytes keeps them, 94 MiB at production size.
+    with os.fdopen(os.memfd_create("hrm-graph"), "wb") as file:
+        file.write(graph)
+        file.flush()
+        path = f"/proc/self/fd/{file.fileno()}"
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

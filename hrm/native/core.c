@@ -3,7 +3,6 @@
  * Compile with -ffp-contract=off: a product and a sum are rounded together only where vf_fma says so.
  */
 #include <math.h>
-#include <string.h>
 
 #include "core.h"
 
@@ -65,7 +64,7 @@ INLINE void float_panel(const struct hrm_matrix *m, size_t at, int rows, const f
     const size_t inputs = (size_t)m->inputs, outputs = (size_t)m->outputs;
     const float *single = (const float *)m->panels + at * inputs;
     const uint16_t *half = (const uint16_t *)m->panels + at * inputs;
-    vf sums[ROWS_AT_ONCE][VECTORS];
+    vf sums[FLOAT_ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
         for (int v = 0; v < VECTORS; v++) sums[row][v] = vf_zero();
     for (size_t k = 0; k < inputs; k++) {
@@ -85,62 +84,64 @@ INLINE void float_panel(const struct hrm_matrix *m, size_t at, int rows, const f
 }
 
 /* The same for whole numbers x, of which row r stands for steps[r] * x. */
-INLINE void whole_panel(const struct hrm_matrix *m, size_t at, int rows, const int16_t *x,
+INLINE void whole_panel(const struct hrm_matrix *m, size_t at, int rows, const unsigned char *x,
                         const float *steps, float *y) {
     const size_t inputs = (size_t)m->inputs, outputs = (size_t)m->outputs;
     const int8_t *codes = (const int8_t *)m->panels + at * inputs;
-    vi sums[ROWS_AT_ONCE][VECTORS];
+    whole_sum sums[WHOLE_ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
-        for (int v = 0; v < VECTORS; v++) sums[row][v] = vi_zero();
-    for (size_t k = 0; k < inputs; k += 2) {
+        for (int v = 0; v < VECTORS; v++)
+            sums[row][v] = whole_start(m->offsets + at + (size_t)v * LANES);
+    for (size_t k = 0; k < inputs; k += GROUP) {
         for (int row = 0; row < rows; row++) {
-            int32_t both;
-            memcpy(&both, x + (size_t)row * inputs + k, sizeof both);
-            const vi pair = vi_all(both);
+            const whole_input input = whole_load(x + (size_t)row * 2 * inputs, inputs, k);
             for (int v = 0; v < VECTORS; v++)
-                sums[row][v] =
-                    vi_dot(sums[row][v], codes + k * PANEL + (size_t)v * 2 * LANES, pair);
+                sums[row][v] = whole_add(
+                    sums[row][v], codes + k * PANEL + (size_t)v * LANES * GROUP, input);
         }
     }
     for (int row = 0; row < rows; row++)
         for (int v = 0; v < VECTORS; v++) {
             const size_t place = at + (size_t)v * LANES;
-            const vf scaled = vf_mul(vf_whole(sums[row][v]), vf_load(m->scales + place));
+            const vf sum = vf_whole(whole_total(sums[row][v]));
+            const vf scaled = vf_mul(sum, vf_load(m->scales + place));
             vf_store(y + (size_t)row * outputs + place, vf_mul(scaled, vf_all(steps[row])));
         }
 }
 
-/* Round a row to whole numbers of at most `peak`; return what one of them stands for. */
-static float rounded(const float *x, size_t width, int32_t peak, int16_t *whole) {
+/* Round a row to whole numbers of at most `peak`, two bytes each; return what a 1 stands for. */
+static float rounded(const float *x, size_t width, int32_t peak, unsigned char *whole) {
     vf largest = vf_zero();
     for (size_t i = 0; i < width; i += LANES) largest = vf_max(largest, vf_abs(vf_load(x + i)));
     const float size = max_of(largest);
     const float per = size > 1e-30f ? (float)peak / size : 0.0f;
     for (size_t i = 0; i < width; i += LANES)
-        vi_store_short(whole + i, vf_round(vf_mul(vf_load(x + i), vf_all(per))));
+        whole_store(whole, width, i, vf_round(vf_mul(vf_load(x + i), vf_all(per))));
     return size > 1e-30f ? size / (float)peak : 0.0f;
 }
 
-static void product(const struct hrm_matrix *m, size_t rows, const float *x, float *y,
-                    int16_t *whole, float *steps) {
+static void float_product(const struct hrm_matrix *m, size_t rows, const float *x, float *y) {
     const size_t inputs = (size_t)m->inputs, outputs = (size_t)m->outputs;
-    const size_t together = rows - rows % ROWS_AT_ONCE;
-    if (m->format == HRM_I8)
-        for (size_t row = 0; row < rows; row++)
-            steps[row] = rounded(x + row * inputs, inputs, m->peak, whole + row * inputs);
     for (size_t at = 0; at < outputs; at += PANEL) {
         size_t row = 0;
-        if (m->format == HRM_I8) {
-            for (; row < together; row += ROWS_AT_ONCE)
-                whole_panel(m, at, ROWS_AT_ONCE, whole + row * inputs, steps + row,
-                            y + row * outputs);
-            for (; row < rows; row++)
-                whole_panel(m, at, 1, whole + row * inputs, steps + row, y + row * outputs);
-        } else {
-            for (; row < together; row += ROWS_AT_ONCE)
-                float_panel(m, at, ROWS_AT_ONCE, x + row * inputs, y + row * outputs);
-            for (; row < rows; row++) float_panel(m, at, 1, x + row * inputs, y + row * outputs);
-        }
+        for (; row + FLOAT_ROWS <= rows; row += FLOAT_ROWS)
+            float_panel(m, at, FLOAT_ROWS, x + row * inputs, y + row * outputs);
+        for (; row < rows; row++) float_panel(m, at, 1, x + row * inputs, y + row * outputs);
+    }
+}
+
+static void whole_product(const struct hrm_matrix *m, size_t rows, const float *x, float *y,
+                          unsigned char *whole, float *steps) {
+    const size_t inputs = (size_t)m->inputs, outputs = (size_t)m->outputs;
+    for (size_t row = 0; row < rows; row++)
+        steps[row] = rounded(x + row * inputs, inputs, m->peak, whole + row * 2 * inputs);
+    for (size_t at = 0; at < outputs; at += PANEL) {
+        size_t row = 0;
+        for (; row + WHOLE_ROWS <= rows; row += WHOLE_ROWS)
+            whole_panel(m, at, WHOLE_ROWS, whole + row * 2 * inputs, steps + row,
+                        y + row * outputs);
+        for (; row < rows; row++)
+            whole_panel(m, at, 1, whole + row * 2 * inputs, steps + row, y + row * outputs);
     }
 }
 
@@ -151,7 +152,7 @@ static size_t padded(int32_t width) { return ((size_t)width + PANEL - 1) / PANEL
 /* What one call works in; every array is [rows, the widest padded width] or smaller. */
 struct room {
     float *high, *low, *injection, *branch, *inner, *steps;
-    int16_t *whole;
+    unsigned char *whole; /* two bytes a number */
 };
 
 static size_t widest(const struct hrm_core *core) {
@@ -170,7 +171,7 @@ static size_t widest(const struct hrm_core *core) {
 
 size_t NAME(hrm_scratch_bytes)(const struct hrm_core *core, int32_t rows) {
     const size_t each = widest(core) * (size_t)rows;
-    return each * (5 * sizeof(float) + sizeof(int16_t)) + padded(rows) * sizeof(float);
+    return each * (5 * sizeof(float) + 2) + padded(rows) * sizeof(float);
 }
 
 static struct room room_in(const struct hrm_core *core, int32_t rows, void *scratch) {
@@ -184,7 +185,7 @@ static struct room room_in(const struct hrm_core *core, int32_t rows, void *scra
         .inner = start + 4 * each,
         .steps = start + 5 * each,
     };
-    room.whole = (int16_t *)(room.steps + padded(rows));
+    room.whole = (unsigned char *)(room.steps + padded(rows));
     return room;
 }
 
@@ -229,14 +230,22 @@ static void gate(float *both, size_t rows, size_t inner) {
     }
 }
 
+static void product(const struct hrm_matrix *m, size_t rows, const float *x, float *y,
+                    const struct room *room) {
+    if (m->format == HRM_I8)
+        whole_product(m, rows, x, y, room->whole, room->steps);
+    else
+        float_product(m, rows, x, y);
+}
+
 static void stack(const struct hrm_module *module, size_t rows, float epsilon, float *x,
                   const struct room *room) {
     const size_t wide = padded(module->width);
     for (int32_t b = 0; b < module->n_blocks; b++) {
         const struct hrm_block *block = module->blocks + b;
-        product(&block->gate_up, rows, x, room->inner, room->whole, room->steps);
+        product(&block->gate_up, rows, x, room->inner, room);
         gate(room->inner, rows, (size_t)block->down.inputs);
-        product(&block->down, rows, room->inner, room->branch, room->whole, room->steps);
+        product(&block->down, rows, room->inner, room->branch, room);
         for (size_t row = 0; row < rows; row++)
             add_and_norm(x + row * wide, room->branch + row * wide, module->width, epsilon);
     }
@@ -250,12 +259,12 @@ void NAME(hrm_cycle)(const struct hrm_core *core, const struct hrm_step *step) {
     pad(step->low, rows, core->low.width, room.low);
     pad(step->encoded, rows, core->high.width, room.branch);
     add(room.branch, room.high, rows * high_wide);
-    product(&core->low.from_other, rows, room.branch, room.injection, room.whole, room.steps);
+    product(&core->low.from_other, rows, room.branch, room.injection, &room);
     for (int32_t t = 0; t < core->timesteps; t++) {
         add(room.low, room.injection, rows * low_wide);
         stack(&core->low, rows, core->epsilon, room.low, &room);
     }
-    product(&core->high.from_other, rows, room.low, room.branch, room.whole, room.steps);
+    product(&core->high.from_other, rows, room.low, room.branch, &room);
     add(room.high, room.branch, rows * high_wide);
     stack(&core->high, rows, core->epsilon, room.high, &room);
     unpad(room.high, rows, core->high.width, step->next_high);
@@ -263,5 +272,5 @@ void NAME(hrm_cycle)(const struct hrm_core *core, const struct hrm_step *step) {
 }
 
 void NAME(hrm_float_product)(const struct hrm_matrix *m, int32_t rows, const float *x, float *y) {
-    product(m, (size_t)rows, x, y, NULL, NULL);
+    float_product(m, (size_t)rows, x, y);
 }

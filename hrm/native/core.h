@@ -5,16 +5,17 @@
  *
  * Layout. Every width is padded with zeros to a multiple of PANEL. A matrix [outputs, inputs] is
  * stored in panels of PANEL outputs; within a panel the inputs follow one another, and for each of
- * them (for each two of them in 8 bits) the PANEL outputs. So a product reads the weights once, from
- * front to back, and needs no sum across lanes:
+ * them (for each GROUP of them in 8 bits) the PANEL outputs. So a product reads the weights once,
+ * from front to back, and needs no sum across lanes:
  *
  *   HRM_F32, HRM_F16   [outputs / PANEL][inputs][PANEL]
- *   HRM_I8             [outputs / PANEL][inputs / 2][PANEL][2], w = code * scales[output]
+ *   HRM_I8             [outputs / PANEL][inputs / GROUP][PANEL][GROUP], w = code * scales[output]
  *
- * In 8 bits the inputs of a product are rounded to whole numbers up to `peak`, which is chosen so
- * that no sum of products leaves 32 bits: 127 * peak * inputs < 2^31. Such sums are exact, float
- * sums run over the inputs in order, and every other operation is the same in 16 lanes on each
- * instruction set; so a row has the same bits alone, in a batch, with AVX2 and with AVX-512.
+ * GROUP is 2 with AVX2 and 4 with AVX-512: as many inputs as one instruction multiplies. The inputs
+ * are rounded to whole numbers up to `peak`, which is chosen so that no sum of products leaves 32
+ * bits: 127 * peak * inputs < 2^31. Such sums are exact in any order, float sums run over the inputs
+ * in order, and every other operation is the same in 16 lanes on each instruction set; so a row has
+ * the same bits alone, in a batch, with AVX2 and with AVX-512.
  */
 #ifndef HRM_CORE_H
 #define HRM_CORE_H
@@ -22,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HRM_ABI 1 /* raised with any change of this file; hrm/native_library.py has it too */
+#define HRM_ABI 2 /* raised with any change of this file; hrm/native_library.py has it too */
 #define PANEL 64
 
 enum hrm_format { HRM_F32 = 0, HRM_F16 = 1, HRM_I8 = 2 };
@@ -30,6 +31,7 @@ enum hrm_format { HRM_F32 = 0, HRM_F16 = 1, HRM_I8 = 2 };
 struct hrm_matrix {
     const void *panels;  /* 64-byte aligned */
     const float *scales; /* [outputs], HRM_I8 only */
+    const int32_t *offsets; /* [outputs], HRM_I8 only: -2^15 times the sum of the codes, modulo 2^32 */
     int32_t outputs;     /* padded */
     int32_t inputs;      /* padded */
     int32_t format;
@@ -63,15 +65,16 @@ struct hrm_step {
     const float *low;
     float *next_high;
     float *next_low;
+    float *ratios; /* [2, rows]: residuals of H, then of L, as hrm_residual has them */
     void *scratch;
     int32_t rows;
 };
 
 /* As hrm/native_library.py mirrors them. */
-_Static_assert(sizeof(struct hrm_matrix) == 32, "hrm_matrix");
-_Static_assert(sizeof(struct hrm_block) == 64, "hrm_block");
-_Static_assert(sizeof(struct hrm_module) == 48, "hrm_module");
-_Static_assert(sizeof(struct hrm_core) == 104, "hrm_core");
-_Static_assert(sizeof(struct hrm_step) == 56, "hrm_step");
+_Static_assert(sizeof(struct hrm_matrix) == 40, "hrm_matrix");
+_Static_assert(sizeof(struct hrm_block) == 80, "hrm_block");
+_Static_assert(sizeof(struct hrm_module) == 56, "hrm_module");
+_Static_assert(sizeof(struct hrm_core) == 120, "hrm_core");
+_Static_assert(sizeof(struct hrm_step) == 64, "hrm_step");
 
 #endif

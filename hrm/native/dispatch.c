@@ -32,26 +32,6 @@ size_t hrm_scratch_bytes(const struct hrm_core *core, int32_t rows) {
     return hrm_scratch_bytes_avx2(core, rows);
 }
 
-/* Run one cycle; the caller's thread keeps its own treatment of denormals. */
-void hrm_cycle(int32_t level, const struct hrm_core *core, const struct hrm_step *step) {
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | FLUSH_DENORMALS);
-    if (level == AVX512)
-        hrm_cycle_avx512(core, step);
-    else
-        hrm_cycle_avx2(core, step);
-    _mm_setcsr(before);
-}
-
-/* y [rows, outputs] of x [rows, inputs], both padded, for a matrix of floats. */
-void hrm_float_product(int32_t level, const struct hrm_matrix *m, int32_t rows, const float *x,
-                       float *y) {
-    if (level == AVX512)
-        hrm_float_product_avx512(m, rows, x, y);
-    else
-        hrm_float_product_avx2(m, rows, x, y);
-}
-
 /* |after - before| / |after| for each row of [rows, width]. */
 void hrm_residual(int32_t rows, int32_t width, const float *before, const float *after,
                   float *ratios) {
@@ -65,4 +45,27 @@ void hrm_residual(int32_t rows, int32_t width, const float *before, const float 
         const double length = sqrt(size);
         ratios[row] = (float)(sqrt(change) / (length > 1e-12 ? length : 1e-12));
     }
+}
+
+/* Run one cycle; the caller's thread keeps its own treatment of denormals. */
+void hrm_cycle(int32_t level, const struct hrm_core *core, const struct hrm_step *step) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | FLUSH_DENORMALS);
+    if (level == AVX512)
+        hrm_cycle_avx512(core, step);
+    else
+        hrm_cycle_avx2(core, step);
+    _mm_setcsr(before);
+    hrm_residual(step->rows, core->high.width, step->high, step->next_high, step->ratios);
+    hrm_residual(step->rows, core->low.width, step->low, step->next_low,
+                 step->ratios + step->rows);
+}
+
+/* y [rows, outputs] of x [rows, inputs], both padded, for a matrix of floats. */
+void hrm_float_product(int32_t level, const struct hrm_matrix *m, int32_t rows, const float *x,
+                       float *y) {
+    if (level == AVX512)
+        hrm_float_product_avx512(m, rows, x, y);
+    else
+        hrm_float_product_avx2(m, rows, x, y);
 }

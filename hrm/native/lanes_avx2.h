@@ -1,8 +1,12 @@
 /* Sixteen lanes in two AVX2 registers. Every function here has its twin in lanes_avx512.h. */
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
-#define ROWS_AT_ONCE 1 /* the sums of one row fill half of the 16 registers */
+/* Rows that share a weight once it is in a register: the sums of one fill 8 of 16 registers. */
+#define FLOAT_ROWS 1
+#define WHOLE_ROWS 1
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;
@@ -40,12 +44,6 @@ INLINE vi vf_round(vf a) { /* to even; no number: -2^31 */
 }
 INLINE vf vf_whole(vi a) { return EACH(vf, _mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)); }
 
-INLINE vi vi_zero(void) { return EACH(vi, _mm256_setzero_si256(), _mm256_setzero_si256()); }
-INLINE vi vi_all(int32_t x) { return EACH(vi, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
-INLINE void vi_store_short(int16_t *p, vi a) { /* saturates */
-    const __m256i mixed = _mm256_packs_epi32(a.a, a.b); /* quarters 0, 2, 1, 3 */
-    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(mixed, 0xD8));
-}
 INLINE __m256 vf_scale_half(__m256 x, __m256i power) {
     return _mm256_castsi256_ps(
         _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(power, 23)));
@@ -54,14 +52,34 @@ INLINE __m256 vf_scale_half(__m256 x, __m256i power) {
 INLINE vf vf_scale(vf x, vi power) {
     return EACH(vf, vf_scale_half(x.a, power.a), vf_scale_half(x.b, power.b));
 }
-INLINE __m256i vi_dot_half(__m256i sums, const int8_t *codes, __m256i pair) {
+/* Whole numbers x are kept in 16 bits, and multiplied in pairs. */
+#define GROUP 2
+typedef vi whole_sum;
+typedef vi whole_input;
+
+INLINE void whole_store(unsigned char *row, size_t inputs, size_t at, vi x) { /* saturates */
+    (void)inputs;
+    const __m256i mixed = _mm256_packs_epi32(x.a, x.b); /* quarters 0, 2, 1, 3 */
+    _mm256_storeu_si256((__m256i *)(row + 2 * at), _mm256_permute4x64_epi64(mixed, 0xD8));
+}
+INLINE whole_input whole_load(const unsigned char *row, size_t inputs, size_t at) {
+    (void)inputs;
+    int32_t pair;
+    memcpy(&pair, row + 2 * at, sizeof pair);
+    return EACH(vi, _mm256_set1_epi32(pair), _mm256_set1_epi32(pair));
+}
+INLINE whole_sum whole_start(const int32_t *offsets) {
+    (void)offsets;
+    return EACH(vi, _mm256_setzero_si256(), _mm256_setzero_si256());
+}
+INLINE __m256i whole_add_half(__m256i sum, const int8_t *codes, __m256i pair) {
     const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)codes));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(weights, pair));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, pair));
 }
-/* sums[i] + codes[i][0] * pair[0] + codes[i][1] * pair[1], pair: two 16-bit numbers in each lane */
-INLINE vi vi_dot(vi sums, const int8_t *codes, vi pair) {
-    return EACH(vi, vi_dot_half(sums.a, codes, pair.a), vi_dot_half(sums.b, codes + 16, pair.b));
+INLINE whole_sum whole_add(whole_sum sum, const int8_t *codes, whole_input x) {
+    return EACH(vi, whole_add_half(sum.a, codes, x.a), whole_add_half(sum.b, codes + 16, x.b));
 }
+INLINE vi whole_total(whole_sum sum) { return sum; }
 
 INLINE __m256 vf_low(vf a) { return a.a; }
 INLINE __m256 vf_high(vf a) { return a.b; }

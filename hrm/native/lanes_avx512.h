@@ -1,8 +1,12 @@
 /* Sixteen lanes in one AVX-512 register. Every function here has its twin in lanes_avx2.h. */
 #include <immintrin.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
-#define ROWS_AT_ONCE 4 /* rows that share a weight once it is in a register: 16 sums of 32 */
+/* Rows that share a weight once it is in a register: their sums fill 16 of 32 registers. */
+#define FLOAT_ROWS 4
+#define WHOLE_ROWS 2
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -28,20 +32,40 @@ INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 INLINE vi vf_round(vf a) { return _mm512_cvtps_epi32(a); } /* to even; no number: -2^31 */
 INLINE vf vf_whole(vi a) { return _mm512_cvtepi32_ps(a); }
 
-INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
-INLINE vi vi_all(int32_t x) { return _mm512_set1_epi32(x); }
-INLINE void vi_store_short(int16_t *p, vi a) { /* saturates */
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(a));
-}
 /* x * 2^power, for powers that keep x a normal number */
 INLINE vf vf_scale(vf x, vi power) {
     return _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(power, 23)));
 }
-/* sums[i] + codes[i][0] * pair[0] + codes[i][1] * pair[1], pair: two 16-bit numbers in each lane */
-INLINE vi vi_dot(vi sums, const int8_t *codes, vi pair) {
-    const vi weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes));
-    return _mm512_dpwssd_epi32(sums, weights, pair);
+/* Whole numbers x are kept as the two bytes of x + 2^15, in two planes, because the instruction
+ * multiplies bytes: sum(w * x) = 2^8 sum(w * upper) + sum(w * lower) - 2^15 sum(w), modulo 2^32. */
+#define GROUP 4
+typedef struct { vi upper, lower; } whole_sum;
+typedef struct { vi upper, lower; } whole_input;
+
+INLINE void whole_store(unsigned char *row, size_t inputs, size_t at, vi x) {
+    const vi low = _mm512_set1_epi32(-32768), high = _mm512_set1_epi32(32767);
+    const vi shifted = _mm512_sub_epi32(_mm512_max_epi32(low, _mm512_min_epi32(high, x)), low);
+    const __m128i upper = _mm512_cvtepi32_epi8(_mm512_srli_epi32(shifted, 8));
+    _mm_storeu_si128((__m128i *)(row + at), upper);
+    _mm_storeu_si128((__m128i *)(row + inputs + at), _mm512_cvtepi32_epi8(shifted));
+}
+INLINE whole_input whole_load(const unsigned char *row, size_t inputs, size_t at) {
+    int32_t upper, lower;
+    memcpy(&upper, row + at, sizeof upper);
+    memcpy(&lower, row + inputs + at, sizeof lower);
+    return (whole_input){_mm512_set1_epi32(upper), _mm512_set1_epi32(lower)};
+}
+INLINE whole_sum whole_start(const int32_t *offsets) {
+    return (whole_sum){_mm512_setzero_si512(), _mm512_loadu_si512(offsets)};
+}
+INLINE whole_sum whole_add(whole_sum sum, const int8_t *codes, whole_input x) {
+    const vi weights = _mm512_loadu_si512(codes);
+    return (whole_sum){_mm512_dpbusd_epi32(sum.upper, x.upper, weights),
+                       _mm512_dpbusd_epi32(sum.lower, x.lower, weights)};
+}
+INLINE vi whole_total(whole_sum sum) {
+    return _mm512_add_epi32(_mm512_slli_epi32(sum.upper, 8), sum.lower);
 }
 
 INLINE __m256 vf_low(vf a) { return _mm512_castps512_ps256(a); }

@@ -138,6 +138,18 @@ def test_eight_bits_pass_the_gate_on_the_released_model() -> None:
     assert 0.0 < found["max_probability_shift"] <= 0.02
 
 
+def test_sixteen_bits_need_no_gate_where_they_lose_nothing() -> None:
+    weights = load_weights(RELEASED)
+    halves = {n: v.astype(np.float16).astype(np.float32) for n, v in weights.arrays.items()}
+
+    engine, choice = choose_engine(RELEASED, replace(weights, arrays=halves), "native16")
+
+    assert isinstance(engine, NativeEngine)
+    assert choice.gates == {}
+    assert choice.difference is not None
+    assert choice.difference < TOLERANCE
+
+
 def test_what_was_measured_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
