@@ -27,7 +27,7 @@ from hrm.weights import Weights, load_weights
 
 RELEASED = Path(__file__).parents[2] / "models"
 HURRIED_MS = 0.01  # a deadline that no float32 engine reaches full depth in
-SPEEDS = {"native": 2.0, "onnx": 4.0, "native16": 1.0, "native8": 0.5}
+SPEEDS = {"native": 200.0, "onnx": 400.0, "native16": 100.0, "native8": 50.0}
 AGREED = GateFigures(128, 1.0, 0.001, 1.0)
 
 
@@ -55,11 +55,11 @@ def chosen(deadline_ms: float, state_dir: Path | None = None) -> EngineChoice:
 @pytest.mark.parametrize(
     ("deadline_ms", "name", "reason"),
     [
-        # 16 segments of 2, 1 and 0.5 ms, in half of the deadline, with some room to read the market
-        (90.0, "native", "the finest whose 16 segments fit half of 90 ms: float32"),
-        (50.0, "native16", "the finest whose 16 segments fit half of 50 ms: 16-bit weights"),
-        (26.0, "native8", "the finest whose 16 segments fit half of 26 ms: 8-bit weights"),
-        (5.0, "native8", "the fastest that is admitted: 16 segments take"),
+        # 16 segments of 200, 100 and 50 ms, in half of the deadline: to read the market takes less
+        (9000.0, "native", "the finest whose 16 segments fit half of 9000 ms: float32"),
+        (5000.0, "native16", "the finest whose 16 segments fit half of 5000 ms: 16-bit weights"),
+        (2600.0, "native8", "the finest whose 16 segments fit half of 2600 ms: 8-bit weights"),
+        (500.0, "native8", "the fastest that is admitted: 16 segments take"),
     ],
 )
 def test_the_finest_that_is_deep_enough_serves(deadline_ms: float, name: str, reason: str) -> None:
@@ -77,7 +77,7 @@ def test_an_engine_that_decides_otherwise_is_refused_and_the_next_serves(
 ) -> None:
     monkeypatch.setattr(gate, "MAX_SHIFT", 1e-9)
 
-    choice = chosen(26.0)
+    choice = chosen(2600.0)
 
     assert choice.name == "native"
     assert choice.refused.keys() == {"native8", "native16"}
