@@ -17,6 +17,7 @@ from actors.messages import (
     TradingMode,
     TradingSession,
 )
+from actors.options import STRATEGIES, Strategy
 
 ALREADY_ACTIVE: Final = "already_active"
 NO_SESSION: Final = "no_session"
@@ -55,6 +56,15 @@ class TradingDesk:
     def paused_because(self, instrument: str) -> str | None:
         """Return why no automated entry of an instrument is allowed, or None."""
         return self._paused.get(instrument)
+
+    def option_strategy(self, instrument: str) -> Strategy | None:
+        """Return the strike that the last session started on an instrument asks for, if any."""
+        wanted = [
+            session.option_strategy
+            for session in self._sessions.values()
+            if session.instrument == instrument and session.status == "running"
+        ]
+        return next((one for one in STRATEGIES if wanted and one == wanted[-1]), None)
 
     def start(
         self, request: StartSession, held: Position | None, now_ns: int

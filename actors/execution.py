@@ -21,18 +21,20 @@ from actors.messages import (
     ExecutionReport,
     KillSwitch,
     ModifyOrder,
+    OptionChain,
     OrderIntent,
     PlaceOrder,
     Position,
     Tick,
     TimeEvent,
 )
+from actors.options import as_instrument
 from actors.order_book import SOURCE, OrderBook
 from actors.orders import Order, client_order_id, problem_of
 from actors.policies import ExecutionSettings
 from actors.session import SessionCalendar
 
-Input = OrderIntent | ExecutionReport | Tick | TimeEvent | KillSwitch
+Input = OrderIntent | ExecutionReport | Tick | OptionChain | TimeEvent | KillSwitch
 Output = PlaceOrder | CancelOrder | ModifyOrder | Position | Alert
 
 KILLED: Final = "KILL_SWITCH"
@@ -69,12 +71,15 @@ class ExecutionActor(Actor[Input, Output]):
         self._leaving = Leaving(settings, calendar, self._book, self._entering)
         self._kill_switch: KillSwitch | None = None  # while it is engaged
         self._holdings: dict[str, Holding] = {}
+        self._watchers: dict[str, list[Holding]] = {}  # by the instrument whose price they watch
         self._session_days: dict[str, date] = {}  # by market
 
     def handle(self, message: Input) -> Iterator[Output]:
         match message:
             case Tick():
                 yield from self._take_tick(message)
+            case OptionChain():
+                yield from self._take_chain(message)
             case TimeEvent(now_ns=now_ns):
                 self._advance(now_ns)
                 yield from self._take_time()
@@ -92,6 +97,7 @@ class ExecutionActor(Actor[Input, Output]):
     # Intents
 
     def _take_intent(self, intent: OrderIntent) -> Iterator[Output]:
+        self._learn_contract(intent)
         refusal = self._refusal(intent)
         if refusal is not None:
             yield self._book.alert(
@@ -100,7 +106,7 @@ class ExecutionActor(Actor[Input, Output]):
                 REFUSED_RUNBOOK,
                 intent.instrument,
             )
-            if intent.purpose == "entry" and intent.instrument in self._catalogue:
+            if intent.purpose == "entry" and self._is_known(intent.instrument):
                 holding = self._holding(intent.instrument)
                 if holding.entry is None:
                     # Risk counts the entry as on its way until a position says otherwise.
@@ -113,7 +119,7 @@ class ExecutionActor(Actor[Input, Output]):
         yield from self._entering.begin(holding, intent, DECIDED)
 
     def _refusal(self, intent: OrderIntent) -> str | None:
-        if intent.instrument not in self._catalogue:
+        if not self._is_known(intent.instrument):
             return f"unknown instrument {intent.instrument}"
         if self._kill_switch is not None:
             return f"kill switch: {self._kill_switch.reason}"
@@ -204,16 +210,31 @@ class ExecutionActor(Actor[Input, Output]):
     def _take_tick(self, tick: Tick) -> Iterator[Output]:
         self._advance(tick.event_ns)
         self._book.see(tick)
-        holding = self._holdings.get(tick.instrument)
-        if holding is None:
-            return
-        for order in holding.open_orders:
+        own = self._holdings.get(tick.instrument)
+        for order in own.open_orders if own else ():
             if order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
                 order.traded_ns = tick.event_ns
-        # A tick from before the entry says nothing about the position.
-        if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
-            yield from self._watch_levels(holding, tick.last_price)
-        yield from self._pursue(holding)
+        for holding in self._watchers.get(tick.instrument, ()):
+            # A tick from before the entry says nothing about the position.
+            if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
+                yield from self._watch_levels(holding, tick.last_price)
+            yield from self._pursue(holding)
+
+    def _take_chain(self, chain: OptionChain) -> Iterator[Output]:
+        """Take the quotes of options that are held, or ordered, as their ticks."""
+        for quote in chain.quotes:
+            holding = self._holdings.get(quote.contract.symbol)
+            if holding is not None:
+                yield from self._take_tick(
+                    Tick(
+                        instrument=holding.name,
+                        last_price=quote.last_price,
+                        bid=quote.bid,
+                        ask=quote.ask,
+                        event_ns=chain.read_ns,
+                    )
+                )
+                yield from self._pursue(holding)
 
     def _pursue(self, holding: Holding) -> Iterator[Output]:
         """Do what has become due: further slices and attempts, nearer limits, questions."""
@@ -274,9 +295,20 @@ class ExecutionActor(Actor[Input, Output]):
             else:
                 yield self._leaving.stays_open(holding)
 
+    def _is_known(self, name: str) -> bool:
+        return name in self._holdings or name in self._catalogue
+
+    def _learn_contract(self, intent: OrderIntent) -> None:
+        """Keep an option that is ordered for the first time; risk has chosen it."""
+        if intent.contract is not None and intent.instrument not in self._holdings:
+            underlying = self._catalogue[intent.underlying]
+            self._hold(intent.instrument, as_instrument(intent.contract, underlying))
+
     def _holding(self, name: str) -> Holding:
-        if name not in self._holdings:
-            self._holdings[name] = Holding(
-                self._catalogue[name], name, trails=self._settings.trailing_stop
-            )
-        return self._holdings[name]
+        return self._holdings.get(name) or self._hold(name, self._catalogue[name])
+
+    def _hold(self, name: str, instrument: Instrument) -> Holding:
+        holding = Holding(instrument, name, trails=self._settings.trailing_stop)
+        self._holdings[name] = holding
+        self._watchers.setdefault(holding.watched, []).append(holding)
+        return holding

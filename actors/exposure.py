@@ -10,6 +10,7 @@ from decimal import Decimal
 from actors.instruments import Instrument, InstrumentCatalogue
 from actors.messages import Position
 from actors.policies import RiskLimits
+from actors.positions import summed
 from actors.session import SessionCalendar
 
 
@@ -17,6 +18,7 @@ from actors.session import SessionCalendar
 class Reservation:
     """An approved entry whose fate is not known yet."""
 
+    subject: str  # what it is a view of
     quantity: int  # signed units
     capital: Decimal
     decided_ns: int
@@ -60,18 +62,18 @@ class Exposure:
 
     @property
     def exposed(self) -> frozenset[str]:
-        """Instruments with a position, or an entry on its way."""
-        held = {name for name, position in self._positions.items() if position.net_quantity}
-        return frozenset(held | self._on_their_way.keys())
+        """Instruments with a view open on them, or an entry on its way; options by underlying."""
+        held = {position.subject for position in self._positions.values() if position.net_quantity}
+        return frozenset(held | {entry.subject for entry in self._on_their_way.values()})
 
     @property
     def equity(self) -> Decimal:
         """Capital with open positions at the last price that was decided on."""
         equity = self._limits.initial_capital + self._realised
-        for name, position in self._positions.items():
+        for position in self._positions.values():
             if position.net_quantity:
-                mark = self._marks.get(name, position.average_price)
-                equity += (mark - position.average_price) * position.net_quantity
+                gain = self.value_of(position) - position.average_price
+                equity += gain * position.net_quantity
         return equity
 
     @property
@@ -83,14 +85,33 @@ class Exposure:
         """Return the last position of an instrument, if there ever was one."""
         return self._positions.get(name)
 
-    def net(self, name: str) -> int:
-        """Return the signed units held."""
-        position = self._positions.get(name)
-        return position.net_quantity if position else 0
+    def held(self, subject: str) -> Position | None:
+        """Return the open position that is a view of an instrument: itself, or an option on it."""
+        return next(
+            (
+                position
+                for position in self._positions.values()
+                if position.net_quantity and position.subject == subject
+            ),
+            None,
+        )
 
-    def is_on_its_way(self, name: str) -> bool:
-        """Tell whether an approved entry of this instrument has not been heard of yet."""
-        return name in self._on_their_way
+    def history(self, subject: str) -> Position | None:
+        """Return all that was held for a view of an instrument, as one position."""
+        return summed(self._positions.values(), subject)
+
+    def value_of(self, position: Position) -> Decimal:
+        """Return the price that a position is valued at."""
+        return self._marks.get(position.instrument, position.average_price)
+
+    def view(self, subject: str) -> int:
+        """Return the signed units held for a rise of an instrument."""
+        position = self.held(subject)
+        return position.view if position else 0
+
+    def is_on_its_way(self, subject: str) -> bool:
+        """Tell whether an approved entry on this instrument has not been heard of yet."""
+        return any(entry.subject == subject for entry in self._on_their_way.values())
 
     def has_manual_entry(self) -> bool:
         """Tell whether an entry of a user is on its way."""
@@ -114,8 +135,8 @@ class Exposure:
             is_complete = abs(net) >= abs(reserved.quantity)
             if net == 0 or is_complete:
                 del self._on_their_way[name]
-        if name in self._catalogue:
-            self.begin_day(self._catalogue[name], position.updated_ns, now_ns)
+        if position.subject in self._catalogue:
+            self.begin_day(self._catalogue[position.subject], position.updated_ns, now_ns)
         self.measure_losses()
 
     def day(self, instrument: Instrument) -> Day:
@@ -133,7 +154,8 @@ class Exposure:
             if key > day.key:
                 self._days[market] = Day(key, self.equity)
         for name, reserved in list(self._on_their_way.items()):
-            if self.session_day(self._catalogue[name], now_ns) > reserved.session_day:
+            instrument = self._catalogue[reserved.subject]
+            if self.session_day(instrument, now_ns) > reserved.session_day:
                 del self._on_their_way[name]
 
     def begin_day(self, instrument: Instrument, seen_ns: int, now_ns: int | None) -> None:

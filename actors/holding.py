@@ -65,6 +65,7 @@ class Holding:
     target: Decimal | None = None
     trailing: Decimal | None = None
     trailing_distance: Decimal = Decimal(0)
+    underlying_entry: Decimal | None = None  # price of the underlying when the view was taken
     entry_ns: int | None = None
     decision_id: str = ""  # that the position goes back to
     trip_pnl: Decimal = Decimal(0)
@@ -81,6 +82,20 @@ class Holding:
     def open_orders(self) -> list[Order]:
         """Orders of the entry and of the exit that have no end yet."""
         return (self.entry.orders if self.entry else []) + (self.exit.orders if self.exit else [])
+
+    @property
+    def watched(self) -> str:
+        """Symbol of the instrument whose price the levels are prices of."""
+        return self.instrument.underlying or self.name
+
+    @property
+    def view(self) -> int:
+        """Signed units for a rise of what is watched."""
+        return -self.net if self._is_put else self.net
+
+    @property
+    def _is_put(self) -> bool:
+        return self.instrument.option_kind == "PE"
 
     def book(self, order: Order, report: ExecutionReport, costs: Decimal, now_ns: int) -> None:
         """Count one fill: net, average price, result and charges.
@@ -121,9 +136,14 @@ class Holding:
         self.capital_per_unit = intent.capital_used / abs(intent.quantity)
         self.stop = intent.stop_price
         self.target = intent.target_price
+        self.underlying_entry = intent.underlying_price
         if self.trails and intent.stop_price is not None:
-            distance = report.last_price - intent.stop_price
-            self.trailing_distance = distance if intent.quantity > 0 else -distance
+            entered_at = report.last_price
+            if intent.underlying_price is not None:
+                entered_at = intent.underlying_price
+            distance = entered_at - intent.stop_price
+            is_long = (intent.quantity > 0) is not self._is_put
+            self.trailing_distance = distance if is_long else -distance
             self.trailing = intent.stop_price
 
     def _close_trip(self) -> None:
@@ -134,7 +154,7 @@ class Holding:
         self.capital_per_unit = Decimal(0)
         self.stop = self.target = self.trailing = None
         self.trailing_distance = Decimal(0)
-        self.entry_ns = None
+        self.entry_ns = self.underlying_entry = None
 
     def follow(self, price: Decimal) -> bool:
         """Move the trailing stop in favour of the position; tell whether it moved."""
@@ -142,7 +162,7 @@ class Holding:
         distance = self.trailing_distance
         if trailing is None or distance <= 0:
             return False
-        if self.net > 0:
+        if self.view > 0:
             level = price - distance
             if level <= trailing:
                 return False
@@ -162,7 +182,7 @@ class Holding:
         """Return which level the price has reached: stop-loss first, then target, then trailing."""
         if self.net == 0:
             return None
-        sign = 1 if self.net > 0 else -1
+        sign = 1 if self.view > 0 else -1
         if self.stop is not None and (price - self.stop) * sign <= 0:
             return STOP_LOSS
         if self.target is not None and (price - self.target) * sign >= 0:
@@ -189,4 +209,8 @@ class Holding:
             winning_round_trips=self.winning_round_trips,
             last_exit_reason=self.last_exit_reason,
             decision_id=self.decision_id,
+            underlying=self.instrument.underlying,
+            option_kind=self.instrument.option_kind,
+            underlying_entry=self.underlying_entry,
+            lot_size=self.instrument.lot_size if self.instrument.underlying else 0,
         )

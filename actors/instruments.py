@@ -43,6 +43,7 @@ class Instrument:
     option_premium_range: PremiumRange | None = None  # fractions of the index price
     freeze_quantity: int | None = None  # units; the exchange rejects an order of more
     expiry: date | None = None  # last trading day of a contract
+    underlying: str = ""  # symbol of what a bought option stands for a view of
     session: str = field(default="")  # market of sessions.yaml; derived when empty
 
     def __post_init__(self) -> None:
@@ -75,6 +76,13 @@ class Instrument:
     def is_contract(self) -> bool:
         """Whether it is a future or an option, which has a last trading day."""
         return self.exchange_symbol.endswith(("FUT", "CE", "PE"))
+
+    @property
+    def option_kind(self) -> Literal["CE", "PE", ""]:
+        """Kind of an option that is held for a view of its underlying."""
+        if not self.underlying:
+            return ""
+        return "PE" if self.exchange_symbol.endswith("PE") else "CE"
 
     @property
     def price_segment(self) -> str | None:

@@ -7,6 +7,7 @@ floats in [0, 1]. A new field with a default is free; renaming, removing or chan
 decode for ever. The envelope (source, sequence, cause) belongs to the bus, not here.
 """
 
+from datetime import date
 from decimal import Decimal
 from typing import ClassVar, Literal
 
@@ -23,6 +24,7 @@ Purpose = Literal["entry", "exit"]
 Severity = Literal["info", "warning", "critical"]
 TradingMode = Literal["PAPER", "REAL"]
 SessionStatus = Literal["running", "failed", "stopped"]
+OptionKind = Literal["CE", "PE"]
 OrderStatus = Literal[
     "accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"
 ]
@@ -59,6 +61,45 @@ class Tick(Message, frozen=True, kw_only=True):
     @property
     def time_ns(self) -> int:
         return self.event_ns
+
+
+class OptionContract(msgspec.Struct, frozen=True, kw_only=True):
+    """One option as the broker's symbol master lists it; money in rupees."""
+
+    symbol: str  # the broker's
+    kind: OptionKind
+    strike: Decimal
+    expiry: date
+    lot_size: int  # units
+    freeze_quantity: int  # units; an order of more is rejected
+    tick_size: Decimal
+    lower_price: Decimal  # band of the day
+    upper_price: Decimal
+    updated: date  # day that the entry was made for
+
+
+class OptionQuote(msgspec.Struct, frozen=True, kw_only=True):
+    """What one option costs; without a side of the book that side is None."""
+
+    contract: OptionContract
+    last_price: Decimal
+    bid: Decimal | None = None
+    ask: Decimal | None = None
+
+
+class OptionChain(Message, frozen=True, kw_only=True):
+    """The options of the next expiries around the price of an underlying, as they are quoted."""
+
+    stream: ClassVar[str] = "chain"
+    latest_by: ClassVar[str | None] = "underlying"
+
+    underlying: str
+    quotes: tuple[OptionQuote, ...]
+    read_ns: int  # market time
+
+    @property
+    def time_ns(self) -> int:
+        return self.read_ns
 
 
 class RefusedTick(Message, frozen=True, kw_only=True):
@@ -339,6 +380,9 @@ class OrderIntent(Message, frozen=True, kw_only=True):
     stop_price: Decimal | None = None
     target_price: Decimal | None = None
     capital_used: Decimal = Decimal(0)  # rupees set aside for an entry
+    contract: OptionContract | None = None  # of an entry into an option
+    underlying: str = ""  # what the option stands for a view of; stop and target are its prices
+    underlying_price: Decimal | None = None  # when the view was taken
 
     @property
     def time_ns(self) -> int:
@@ -446,6 +490,20 @@ class Position(Message, frozen=True, kw_only=True):
     winning_round_trips: int = 0
     last_exit_reason: str = ""
     decision_id: str = ""  # that the position goes back to
+    underlying: str = ""  # of an option bought for a view of it; the levels are its prices
+    option_kind: Literal["CE", "PE", ""] = ""
+    underlying_entry: Decimal | None = None  # its price when the view was taken
+    lot_size: int = 0  # units, of an option
+
+    @property
+    def subject(self) -> str:
+        """What the position is a view of: the underlying of an option, else what is held."""
+        return self.underlying or self.instrument
+
+    @property
+    def view(self) -> int:
+        """Signed units for a rise of the subject; a bought put counts against it."""
+        return -self.net_quantity if self.option_kind == "PE" else self.net_quantity
 
     @property
     def time_ns(self) -> int:
@@ -544,6 +602,7 @@ class PolicySwitch(Message, frozen=True, kw_only=True):
 
 AnyMessage = (
     Tick
+    | OptionChain
     | RefusedTick
     | Bar
     | NewsUpdate

@@ -5,16 +5,16 @@ and expiry. A view buys: a call when prices should rise, a put when they should 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from actors.instruments import largest_order
+from actors.instruments import Instrument, largest_order
+from actors.messages import OptionContract, OptionKind
 
 View = Literal["long", "short"]
-OptionKind = Literal["CE", "PE"]
 Strategy = Literal["ITM", "ATM", "OTM"]
+STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 
 KIND_OF_VIEW: Final[dict[View, OptionKind]] = {"long": "CE", "short": "PE"}
 
@@ -25,22 +25,6 @@ class NoContract(ValueError):
 
 class OrderRefused(ValueError):
     """The exchange would not take the order; the text names value and limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptionContract:
-    """One option as the symbol master lists it; money in rupees."""
-
-    symbol: str  # the broker's
-    kind: OptionKind
-    strike: Decimal
-    expiry: date
-    lot_size: int  # units
-    freeze_quantity: int  # units; an order of more is rejected
-    tick_size: Decimal
-    lower_price: Decimal  # band of the day
-    upper_price: Decimal
-    updated: date  # day that the entry was made for
 
 
 def choose_option(
@@ -80,6 +64,33 @@ def choose_option(
             "download it again"
         )
     return _at_strike(nearest, kind, spot, strategy)
+
+
+def is_option_symbol(name: str) -> bool:
+    """Tell whether an instrument is an option that goes by the broker's symbol."""
+    return ":" in name and name.endswith(("CE", "PE"))
+
+
+def as_instrument(contract: OptionContract, underlying: Instrument) -> Instrument:
+    """Return a contract as something to order, or raise NoContract for one that cannot be.
+
+    It goes by the broker's symbol, trades when its underlying does, and costs its premium.
+    """
+    try:
+        return Instrument(
+            symbol=contract.symbol,
+            name=contract.symbol,
+            exchange_symbol=contract.symbol,
+            kind="stock",
+            lot_size=contract.lot_size,
+            tick_size=contract.tick_size,
+            freeze_quantity=contract.freeze_quantity,
+            expiry=contract.expiry,
+            session=underlying.session,
+            underlying=underlying.symbol,
+        )
+    except ValueError as error:
+        raise NoContract(f"{contract.symbol} cannot be ordered: {error}") from error
 
 
 def _at_strike(

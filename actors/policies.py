@@ -230,6 +230,8 @@ class RiskLimits(ActorSettings):
     min_days_to_expiry: int = Field(default=0, ge=0, le=60)
     """Days that a future or an option must still have when it is entered; 0: on its last day too,
     until `last_day` of sessions.yaml. Contracts on shares are delivered: there, 1 or more."""
+    max_chain_age_seconds: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """Market time since the option chain was read that an option is chosen from."""
     max_decision_age_seconds: float = Field(default=30.0, gt=0.0, le=3600.0)
     """Market time from the close of the bar that was decided on to the check by risk."""
 
@@ -249,6 +251,11 @@ class ExecutionSettings(ActorSettings):
     """What an order costs: the two above, or the rates of its day."""
     charge_table: ChargeTable = ChargeTable()
     """These rates; read with `statutory` alone."""
+    trade_index_through: Literal["index", "options"] = "index"
+    """A view of an index orders the index itself, which only a simulated account takes, or buys an
+    option from the chain that the venue reads: a call for a rise, a put for a fall."""
+    option_strategy: Literal["ITM", "ATM", "OTM"] = "ITM"
+    """Which strike, where no user's session says another."""
     trailing_stop: bool = True
     """Follow the best price since entry at the distance of the first stop."""
     slippage_ticks: int = Field(default=1, ge=0, le=100)

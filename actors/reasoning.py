@@ -331,7 +331,7 @@ class ReasoningActor(Actor[Input, Decision]):
         bars, mask = window.read()
         # The same mean that the model was trained with; the context's own serves the stops.
         atr = window.stream.average_true_range
-        position = self._positions.get(context.instrument)
+        position = self._position_on(context.instrument)
         allowed = valid_actions(_sign(position))
         missing = context.missing
         return Observation(
@@ -357,6 +357,15 @@ class ReasoningActor(Actor[Input, Decision]):
             ),
         )
 
+    def _position_on(self, subject: str) -> Position | None:
+        """Return the open view of an instrument, or what was last held of it itself."""
+        held = (
+            position
+            for position in self._positions.values()
+            if position.net_quantity and position.subject == subject
+        )
+        return next(held, self._positions.get(subject))
+
     def _account(self, bar: Bar, position: Position | None, atr: float) -> NDArray[np.float32]:
         realised = sum((held.realised_pnl for held in self._positions.values()), Decimal(0))
         capital = self._initial_capital + realised
@@ -364,8 +373,10 @@ class ReasoningActor(Actor[Input, Decision]):
         share, entry_price, unrealised, stop = 0.0, None, Decimal(0), None
         if position is not None and is_open:
             share = self._position_share(position, capital)
-            entry_price = float(position.average_price)
-            unrealised = position.net_quantity * (bar.close - position.average_price)
+            entered_at = position.underlying_entry or position.average_price
+            entry_price = float(entered_at)
+            # An option counts as if it moved with its underlying, as the model was trained.
+            unrealised = position.view * (bar.close - entered_at)
             stop = position.trailing_stop_price or position.stop_price
         return account_features(
             capital=float(capital),
@@ -380,6 +391,9 @@ class ReasoningActor(Actor[Input, Decision]):
 
     def _position_share(self, position: Position, capital: Decimal) -> float:
         """Return the signed share of the largest size that the capital pays for, in [-1, 1]."""
+        if position.underlying:
+            paid = float(position.capital_used / capital) if capital > 0 else 1.0
+            return math.copysign(min(paid, 1.0), position.view)
         instrument = self._catalogue[position.instrument]
         lots = abs(position.net_quantity) / instrument.lot_size
         largest = instrument.max_lots(position.average_price, capital, Decimal(0))
@@ -388,5 +402,5 @@ class ReasoningActor(Actor[Input, Decision]):
 
 
 def _sign(position: Position | None) -> int:
-    net = position.net_quantity if position is not None else 0
+    net = position.view if position is not None else 0
     return (net > 0) - (net < 0)

@@ -6,6 +6,7 @@ a stop is hit, is for execution.py.
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -28,6 +29,7 @@ from actors.messages import (
     Decision,
     KillSwitch,
     ManualTrade,
+    OptionChain,
     OrderIntent,
     Position,
     RequestAnswer,
@@ -40,14 +42,33 @@ from actors.messages import (
 )
 from actors.policies import ExecutionSettings, RiskLimits
 from actors.session import SessionCalendar
+from actors.vehicles import Vehicle, Vehicles
 
-Input = Decision | Position | KillSwitch | TimeEvent | StartSession | StopSession | ManualTrade
+Input = (
+    Decision
+    | Position
+    | OptionChain
+    | KillSwitch
+    | TimeEvent
+    | StartSession
+    | StopSession
+    | ManualTrade
+)
 Output = RiskVerdict | OrderIntent | RequestAnswer | TradingSession
 Kind = Literal["hold", "entry", "exit"]
 
 _SECOND_NS = 1_000_000_000
 _MINUTE_NS = 60 * _SECOND_NS
 _REMEMBERED_DECISIONS = 4096  # older ones are refused for their age
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What an entry would order, and why it cannot if it cannot."""
+
+    vehicle: Vehicle
+    lots: int
+    problem: str | None = None
 
 
 class RiskActor(Actor[Input, Output]):
@@ -79,6 +100,7 @@ class RiskActor(Actor[Input, Output]):
         self._halted_because: str | None = "no kill switch state received yet"
         self._now_ns: int | None = None
         self._exposure = Exposure(limits, catalogue, calendar)
+        self._vehicles = Vehicles(stops, limits, calendar)
         self._ranges: dict[str, Decimal | None] = {}  # average true range of the last decision
         self._decisions_seen: dict[str, None] = {}
         self._intent_times_ns: deque[int] = deque()
@@ -92,16 +114,27 @@ class RiskActor(Actor[Input, Output]):
                 self._halted_because = reason if engaged else None
             case Position():
                 self._exposure.take(message, self._now_ns)
+            case OptionChain():
+                self._take_chain(message)
             case Decision():
                 yield from self._judge(message)
             case StartSession(instrument=name):
                 yield from self._desk.start(
-                    message, self._exposure.position(name), self._now_ns or 0
+                    message, self._exposure.history(name), self._now_ns or 0
                 )
             case StopSession():
                 yield from self._desk.stop(message, self._now_ns or 0)
             case ManualTrade():
                 yield from self._trade_manually(message)
+
+    def _take_chain(self, chain: OptionChain) -> None:
+        """Choose from it, and value what is held by what it could be sold for."""
+        self._vehicles.take(chain)
+        for quote in chain.quotes:
+            if self._exposure.position(quote.contract.symbol) is not None:
+                price = quote.last_price if quote.bid is None else quote.bid
+                self._exposure.mark(quote.contract.symbol, price)
+        self._exposure.measure_losses()
 
     def _judge(self, decision: Decision) -> Iterator[Output]:
         halts = (self._kill_switch_rule(), self._duplicate_rule(decision))
@@ -120,19 +153,33 @@ class RiskActor(Actor[Input, Output]):
             case "hold":
                 yield _verdict(decision, halts, within="hold")
             case "exit":
-                rules = (*halts, *self._entry_rules(decision, instrument, 0, binding=False))
+                plan = _Plan(Vehicle(instrument, decision.reference_price, 1), 0)
+                rules = (*halts, *self._entry_rules(decision, instrument, plan, binding=False))
                 verdict = _verdict(decision, rules)
                 yield verdict
                 if verdict.approved:
                     yield self._exit(decision)
             case "entry":
-                lots = self._lots(decision, instrument)
+                plan = self._plan(decision, instrument)
+                plan = replace(plan, lots=self._lots(decision, plan))
                 rules = (*halts, self._pause_rule(decision.instrument))
-                rules += self._entry_rules(decision, instrument, lots, binding=True)
+                rules += self._entry_rules(decision, instrument, plan, binding=True)
                 verdict = _verdict(decision, rules)
                 yield verdict
                 if verdict.approved:
-                    yield self._entry(decision, instrument, lots)
+                    yield self._entry(decision, instrument, plan)
+
+    def _plan(self, decision: Decision, instrument: Instrument) -> "_Plan":
+        """Return what an entry would order, without lots; a plan with a problem orders nothing."""
+        now_ns = max(self._now_ns or 0, decision.bar_close_ns)
+        strategy = self._desk.option_strategy(instrument.symbol)
+        try:
+            vehicle = self._vehicles.of(
+                instrument, decision.action, decision.reference_price, now_ns, strategy
+            )
+        except ValueError as error:
+            return _Plan(Vehicle(instrument, Decimal(0), 1), 0, str(error))
+        return _Plan(vehicle, 0)
 
     def _trade_manually(self, trade: ManualTrade) -> Iterator[Output]:
         now_ns = self._now_ns or 0
@@ -146,21 +193,22 @@ class RiskActor(Actor[Input, Output]):
         self._remember(decision)
         self._exposure.begin_day(instrument, now_ns, self._now_ns)
         self._exposure.measure_losses()
-        affordable = self._affordable_lots(decision, instrument)
-        lots = trade.lots if trade.lots <= affordable else 0
+        plan = self._plan(decision, instrument)
+        affordable = self._affordable_lots(plan.vehicle)
+        plan = replace(plan, lots=trade.lots if trade.lots <= affordable else 0)
         given = GivenLevels(trade.stop_price, trade.target_price)
         rules = (
             *halts,
-            *self._entry_rules(decision, instrument, lots, binding=True, given=given),
+            *self._entry_rules(decision, instrument, plan, binding=True, given=given),
         )
         verdict = _verdict(decision, rules)
         yield verdict
-        yield self._manual_answer(trade, verdict, instrument, affordable)
+        yield self._manual_answer(trade, verdict, plan.vehicle, affordable)
         if verdict.approved:
-            yield self._entry(decision, instrument, lots, given)
+            yield self._entry(decision, instrument, plan, given)
 
     def _manual_answer(
-        self, trade: ManualTrade, verdict: RiskVerdict, instrument: Instrument, affordable: int
+        self, trade: ManualTrade, verdict: RiskVerdict, vehicle: Vehicle, affordable: int
     ) -> RequestAnswer:
         broken = next((rule.rule for rule in verdict.rules if not rule.passed), None)
         problems = {"open position": POSITION_OPEN, "max open positions": POSITION_OPEN}
@@ -168,7 +216,7 @@ class RiskActor(Actor[Input, Output]):
         said = answer(trade, verdict.decided_ns, verdict.reason, problem)
         if broken != "capital":
             return said
-        needed = instrument.capital_for(trade.reference_price, trade.lots)
+        needed = vehicle.instrument.capital_for(vehicle.price, trade.lots)
         return msgspec.structs.replace(
             said,
             problem=CAPITAL,
@@ -178,7 +226,7 @@ class RiskActor(Actor[Input, Output]):
         )
 
     def _kind(self, decision: Decision) -> Kind:
-        net = self._exposure.net(decision.instrument)
+        net = self._exposure.view(decision.instrument)
         match decision.action:
             case "BUY_LONG" | "SELL_SHORT":
                 return "entry"
@@ -191,12 +239,16 @@ class RiskActor(Actor[Input, Output]):
 
     def _exit(self, decision: Decision) -> OrderIntent:
         self._note_intent()
+        held = self._exposure.held(decision.instrument)
+        if held is None:
+            raise ValueError(f"nothing is held of {decision.instrument}: there is no exit")
+        price = self._exposure.value_of(held) if held.underlying else decision.reference_price
         return OrderIntent(
             decision_id=decision.id,
-            instrument=decision.instrument,
-            quantity=-self._exposure.net(decision.instrument),
+            instrument=held.instrument,
+            quantity=-held.net_quantity,
             purpose="exit",
-            reference_price=decision.reference_price,
+            reference_price=price,
             decided_ns=decision.bar_close_ns,
         )
 
@@ -204,63 +256,68 @@ class RiskActor(Actor[Input, Output]):
         self,
         decision: Decision,
         instrument: Instrument,
-        lots: int,
+        plan: "_Plan",
         given: GivenLevels = BY_RANGE,
     ) -> OrderIntent:
         self._note_intent()
-        quantity = instrument.units(lots)
-        if decision.action == "SELL_SHORT":
-            quantity = -quantity
+        vehicle = plan.vehicle
+        traded = vehicle.instrument
+        quantity = vehicle.sign * traded.units(plan.lots)
         stop, target = levels_of(decision, instrument, self._stops, given)
-        capital = instrument.capital_for(decision.reference_price, lots)
+        capital = traded.capital_for(vehicle.price, plan.lots)
         reservation = Reservation(
+            subject=decision.instrument,
             quantity=quantity,
             capital=capital,
             decided_ns=decision.bar_close_ns,
             session_day=self._exposure.session_day(instrument, decision.bar_close_ns),
             is_manual=is_manual(decision.id),
         )
-        self._exposure.reserve(decision.instrument, reservation)
+        name = decision.instrument if vehicle.contract is None else traded.symbol
+        self._exposure.reserve(name, reservation)
         return OrderIntent(
             decision_id=decision.id,
-            instrument=decision.instrument,
+            instrument=name,
             quantity=quantity,
             purpose="entry",
-            reference_price=decision.reference_price,
+            reference_price=vehicle.price,
             decided_ns=decision.bar_close_ns,
             stop_price=stop,
             target_price=target,
             capital_used=capital,
+            contract=vehicle.contract,
+            underlying="" if vehicle.contract is None else decision.instrument,
+            underlying_price=None if vehicle.contract is None else decision.reference_price,
         )
 
-    def _affordable_lots(self, decision: Decision, instrument: Instrument) -> int:
-        if not is_price(decision.reference_price):
+    def _affordable_lots(self, vehicle: Vehicle) -> int:
+        if not is_price(vehicle.price):
             return 0
-        return instrument.max_lots(
-            decision.reference_price, self._exposure.capital_available, self._limits.brokerage_entry
+        return vehicle.instrument.max_lots(
+            vehicle.price, self._exposure.capital_available, self._limits.brokerage_entry
         )
 
-    def _lots(self, decision: Decision, instrument: Instrument) -> int:
+    def _lots(self, decision: Decision, plan: "_Plan") -> int:
         if not 0.0 <= decision.size_fraction <= 1.0:
             return 0
-        affordable = self._affordable_lots(decision, instrument)
-        most = min(affordable, self._limits.max_position_lots)
-        return instrument.lots_for_fraction(decision.size_fraction, most)
+        most = min(self._affordable_lots(plan.vehicle), self._limits.max_position_lots)
+        return plan.vehicle.instrument.lots_for_fraction(decision.size_fraction, most)
 
     def _entry_rules(
         self,
         decision: Decision,
         instrument: Instrument,
-        lots: int,
+        plan: "_Plan",
         *,
         binding: bool,
         given: GivenLevels = BY_RANGE,
     ) -> tuple[RuleResult, ...]:
         """Return every rule of an entry; for an exit (not binding) they are measured, and pass."""
         rules = (
-            *self._time_rules(decision, instrument),
+            *self._time_rules(decision, plan.vehicle.instrument),
             *self._decision_rules(decision, instrument, given),
-            *self._exposure_rules(decision, lots),
+            *self._contract_rule(plan, instrument, binding=binding),
+            *self._exposure_rules(decision, plan.lots),
             *self._loss_rules(instrument),
         )
         if binding:
@@ -326,10 +383,19 @@ class RiskActor(Actor[Input, Output]):
             "atr known", problem is None, problem or str(decision.atr), "room for a stop"
         )
 
+    def _contract_rule(
+        self, plan: "_Plan", instrument: Instrument, *, binding: bool
+    ) -> Iterator[RuleResult]:
+        if binding and self._vehicles.are_options(instrument):
+            value = plan.problem or plan.vehicle.instrument.symbol
+            limit = "one that can be bought"
+            yield RuleResult("option contract", plan.problem is None, value, limit)
+
     def _exposure_rules(self, decision: Decision, lots: int) -> Iterator[RuleResult]:
         limits = self._limits
         name = decision.instrument
-        net = self._exposure.net(name)
+        held = self._exposure.held(name)
+        net = held.net_quantity if held else 0
         if self._exposure.is_on_its_way(name) and not net:
             value = "an entry is on its way"
         else:

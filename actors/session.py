@@ -38,6 +38,7 @@ DAY_MINUTES: Final = 24 * 60
 _SECOND_NS: Final = 1_000_000_000
 _MINUTE_NS: Final = 60 * _SECOND_NS
 _ONE_DAY: Final = timedelta(days=1)
+_LONGEST_CLOSURE_DAYS: Final = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,21 @@ class SessionCalendar:
         last = self._table.calendars[market.calendar].covered_until
         unconfirmed = [hours.effective_from for hours in market.hours if not hours.confirmed]
         return min([last, *(day - _ONE_DAY for day in unconfirmed)])
+
+    def last_trading_day(self, exchange: str, now_ns: int) -> date:
+        """Return the last date with regular hours up to that of an instant, itself included.
+
+        Raises ValueError when the two weeks before had none: the calendar does not reach so far.
+        """
+        key = self._day_at(exchange, now_ns).key
+        for back in range(_LONGEST_CLOSURE_DAYS):
+            day = key - back * _ONE_DAY
+            if self._is_regular(exchange, day):
+                return day
+        raise ValueError(
+            f"sessions.yaml knows no trading day of {exchange} in the {_LONGEST_CLOSURE_DAYS} days "
+            f"up to {key}: extend its calendar"
+        )
 
     def next_open_ns(self, exchange: str, now_ns: int) -> int | None:
         """Return when the market opens next after now; None beyond the dates covered.

@@ -17,6 +17,7 @@ from actors.messages import (
     ExecutionReport,
     Heartbeat,
     Message,
+    OptionChain,
     OrderIntent,
     PlaceOrder,
     Position,
@@ -24,6 +25,7 @@ from actors.messages import (
     TimeEvent,
     TradingSession,
 )
+from actors.positions import summed
 from backend.place import Place
 from backend.responses import (
     EXIT_WORDS,
@@ -38,6 +40,7 @@ from daemon.bus import Envelope
 WATCHED = (
     Tick.stream,
     TimeEvent.stream,
+    OptionChain.stream,
     Bar.stream,
     Decision.stream,
     OrderIntent.stream,
@@ -141,11 +144,13 @@ class Projection:
     place: Place
     ticks: dict[str, Tick] = field(default_factory=dict)
     decisions: dict[str, Decision] = field(default_factory=dict)
-    positions: dict[str, Position] = field(default_factory=dict)
+    positions: dict[str, Position] = field(default_factory=dict)  # by what they are a view of
     sessions: dict[str, TradingSession] = field(default_factory=dict)
     beats_ns: dict[str, int] = field(default_factory=dict)
     trades: list[Trade] = field(default_factory=list)
     now_ns: int = 0  # market time
+    _held: dict[str, Position] = field(default_factory=dict)  # by instrument, options too
+    _premiums: dict[str, Decimal] = field(default_factory=dict)  # of options
     _lots: dict[str, int] = field(default_factory=dict)  # ordered, by decision id
     _exits: dict[str, str] = field(default_factory=dict)  # exit orders: id -> instrument
     _trips: dict[str, _Trip] = field(default_factory=dict)
@@ -163,11 +168,8 @@ class Projection:
                 yield Frame(
                     {"type": "stats_update"} | self.stats(message.instrument), message.instrument
                 )
-            case OrderIntent():
-                lot = self.place.catalogue[message.instrument].lot_size
-                self._lots[message.decision_id] = abs(message.quantity) // lot
-            case PlaceOrder(purpose="exit"):
-                self._exits[message.client_order_id] = message.instrument
+            case OptionChain() | OrderIntent() | PlaceOrder():
+                self._note(message)
             case ExecutionReport():
                 self._take_report(message)
             case Position():
@@ -246,7 +248,7 @@ class Projection:
         mode = self.place.mode
         instrument_lot = self.place.instrument(instrument)
         lot = instrument_lot.lot_size if instrument_lot else 1
-        net = position.net_quantity / lot if position else 0.0
+        net = position.view / (position.lot_size or lot) if position else 0.0
         numbers: dict[str, Any] = {
             "current_pnl": round(float(realised + self._unrealised(instrument)), 2),
             "today_trades": trips,
@@ -288,10 +290,38 @@ class Projection:
 
     def _unrealised(self, instrument: str) -> Decimal:
         position = self.positions.get(instrument)
-        price = self.price_of(instrument)
-        if position is None or price is None or not position.net_quantity:
+        if position is None or not position.net_quantity:
+            return Decimal(0)
+        price = self._price_of_held(position)
+        if price is None:
             return Decimal(0)
         return (price - position.average_price) * position.net_quantity
+
+    def _price_of_held(self, position: Position) -> Decimal | None:
+        if position.underlying:
+            return self._premiums.get(position.instrument)
+        return self.price_of(position.instrument)
+
+    def _note(self, message: OptionChain | OrderIntent | PlaceOrder) -> None:
+        """Remember what nobody is told of: premiums, and what was ordered."""
+        match message:
+            case OptionChain(quotes=quotes):
+                for quote in quotes:
+                    self._premiums[quote.contract.symbol] = quote.bid or quote.last_price
+            case OrderIntent():
+                self._lots[message.decision_id] = abs(message.quantity) // self._lot_of(message)
+            case PlaceOrder(purpose="exit"):
+                self._exits[message.client_order_id] = message.instrument
+            case PlaceOrder():
+                pass
+
+    def _lot_of(self, intent: OrderIntent) -> int:
+        held = self._held.get(intent.instrument)
+        if intent.contract is not None:
+            return intent.contract.lot_size
+        if held is not None and held.lot_size:
+            return held.lot_size
+        return self.place.catalogue[intent.instrument].lot_size
 
     # What happens
 
@@ -347,15 +377,18 @@ class Projection:
         return candle
 
     def _take_report(self, report: ExecutionReport) -> None:
-        trip = self._trips.get(report.instrument)
+        held = self._held.get(report.instrument)
+        trip = self._trips.get(held.subject if held else report.instrument)
         if trip is None or report.client_order_id not in self._exits:
             return
         trip.exit_units += report.last_quantity
         trip.exit_value += report.last_price * report.last_quantity
 
-    def _take_position(self, position: Position) -> Iterator[Frame]:
-        name = position.instrument
+    def _take_position(self, news: Position) -> Iterator[Frame]:
+        name = news.subject
         before = self.positions.get(name)
+        self._held[news.instrument] = news
+        position = summed(self._held.values(), name) or news
         self.positions[name] = position
         trip = self._trips.get(name)
         if position.net_quantity and trip is None:
@@ -375,7 +408,7 @@ class Projection:
         """Yield the marker of an automated trade: it opened, or it is closed now."""
         if is_manual(opened.decision_id):
             return
-        is_long = opened.net_quantity > 0
+        is_long = opened.view > 0
         is_exit = not now.net_quantity
         action = (
             ("CLOSE_LONG" if is_long else "CLOSE_SHORT")
@@ -384,7 +417,7 @@ class Projection:
             if is_long
             else "SELL"
         )
-        decision = self.decisions.get(now.instrument)
+        decision = self.decisions.get(now.subject)
         trade_info = {
             "decision_id": opened.decision_id,
             "quantity": self._lots_of(opened),
@@ -401,7 +434,7 @@ class Projection:
             "trade_info": trade_info,
             "trading_mode": self.place.mode,
         }
-        yield Frame(body | insights(decision), now.instrument)
+        yield Frame(body | insights(decision), now.subject)
 
     def _trips_price(self, now: Position, opened: Position) -> float:
         if now.net_quantity:
@@ -410,13 +443,13 @@ class Projection:
 
     def _closed(self, trip: _Trip, now: Position) -> Trade:
         opened = trip.opened
-        last = self.price_of(now.instrument) or opened.average_price
+        last = self._price_of_held(now) or opened.average_price
         exit_price = trip.exit_value / trip.exit_units if trip.exit_units else last
         return Trade(
             trade_id=f"{opened.decision_id}#{now.round_trips}",
-            instrument=now.instrument,
-            timeframe=self.place.timeframes.get(now.instrument, ""),
-            direction="Long" if opened.net_quantity > 0 else "Short",
+            instrument=now.subject,
+            timeframe=self.place.timeframes.get(now.subject, ""),
+            direction="Long" if opened.view > 0 else "Short",
             entry_price=number(opened.average_price),
             exit_price=round(number(exit_price), 4),
             quantity=self._lots_of(opened),
@@ -448,25 +481,26 @@ class Projection:
             yield Frame(body, user_id=user_id)
 
     def _lots_of(self, position: Position) -> int:
-        lot = self.place.catalogue[position.instrument].lot_size
+        lot = position.lot_size or self.place.catalogue[position.instrument].lot_size
         return max(1, abs(position.net_quantity) // lot)
 
     def _position_data(self, position: Position) -> dict[str, Any]:
-        trip = self._trips.get(position.instrument)
+        name = position.subject
+        trip = self._trips.get(name)
         entry_ns = position.entry_ns or (trip.opened.updated_ns if trip else position.updated_ns)
         return {
-            "instrument": position.instrument,
-            "direction": "Long" if position.net_quantity > 0 else "Short",
+            "instrument": name,
+            "direction": "Long" if position.view > 0 else "Short",
             "entryPrice": number(position.average_price),
             "quantity": self._lots_of(position),
             "stopLoss": number(position.trailing_stop_price or position.stop_price),
             "targetPrice": number(position.target_price),
-            "currentPnl": round(float(self._unrealised(position.instrument)), 2),
+            "currentPnl": round(float(self._unrealised(name)), 2),
             "tradeType": "Manual" if is_manual(position.decision_id) else "Automated",
             "isOpen": True,
             "entryTime": iso_local(entry_ns),
             "tradingMode": self.place.mode,
-        } | insights(self.decisions.get(position.instrument))
+        } | insights(self.decisions.get(name))
 
     def _closed_data(self, trade: Trade) -> dict[str, Any]:
         return {

@@ -43,7 +43,12 @@ from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
 from daemon.session_files import Market, as_configured, load_markets, make_plan, within_days
 from daemon.session_run import Setting, played
-from daemon.settings import load_instruments, load_sessions, load_settings
+from daemon.settings import (
+    load_instruments,
+    load_sessions,
+    load_settings,
+    trading_indices_themselves,
+)
 from daemon.tick_source import MarketEvent
 from daemon.wiring import NAMES, Workshop
 
@@ -78,7 +83,7 @@ class BacktestService:
         self._clock = SimulatedClock(began_ns)
         self._where = replace(where, clock=self._clock)
         self.plan = make_plan(
-            where.settings,
+            trading_indices_themselves(where.settings),
             where.catalogue,
             where.calendar,
             where.markets,

@@ -1,8 +1,8 @@
 """Flow control for live market data: what may be left out when the bus is slower than the market.
 
 A market cannot be asked to wait. Of the quotes that wait, the newest of an instrument and instant
-stands for the ones before it; trades and the clock are never left out. What the bars say is the
-same with and without.
+stands for the ones before it; trades, option chains and the clock are never left out. What the bars
+say is the same with and without.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import msgspec
 from actors.messages import Alert, Severity, Tick, TimeEvent
 from daemon.clock import Clock
 from daemon.handover import Handover
+from daemon.tick_source import MarketEvent
 
 MOST_WAITING: Final = 50_000
 """Some tens of MB; ten seconds of a market twice as fast as the bus is asked to be."""
@@ -21,7 +22,7 @@ _LASTING_NS: Final = 5_000_000_000
 _SOURCE: Final = "tick_source"
 
 
-class Conflation(Handover[Tick | TimeEvent]):
+class Conflation(Handover[MarketEvent]):
     """Replace waiting quotes by newer ones while more wait than are published at once.
 
     A tick is a quote when nothing but bid and ask differs from the tick before of its instrument:
@@ -60,7 +61,7 @@ class Conflation(Handover[Tick | TimeEvent]):
         self.held = 0  # times the source had to wait
         self.longest = 0  # most events that ever waited
 
-    def drain(self, most: int) -> list[Tick | TimeEvent]:
+    def drain(self, most: int) -> list[MarketEvent]:
         taken = super().drain(most)
         self._gone += len(taken)
         if self._pressed_ns is not None and len(self) <= self._calm:
@@ -70,10 +71,10 @@ class Conflation(Handover[Tick | TimeEvent]):
                 self._tell("info", "market data no longer waits for the bus")
         return taken
 
-    def _add(self, event: Tick | TimeEvent) -> None:
+    def _add(self, event: MarketEvent) -> None:
         if isinstance(event, TimeEvent):
             self._quotes.clear()
-        elif self._replaces(event):
+        elif isinstance(event, Tick) and self._replaces(event):
             self._watch()
             return
         self._waiting.append(event)

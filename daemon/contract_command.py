@@ -4,7 +4,7 @@ Reads downloaded files alone; nothing is sent. The choice is made in `actors/opt
 """
 
 import json
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Final
@@ -28,7 +28,6 @@ from daemon.settings import load_instruments, load_sessions
 from daemon.symbol_master import options_of, read_master
 
 _INDIA: Final = ZoneInfo("Asia/Kolkata")
-_LONGEST_CLOSURE_DAYS: Final = 14
 
 
 def contract(
@@ -93,15 +92,11 @@ def contract(
 
 def _last_trading_day(calendar: SessionCalendar, market: str, today: date) -> date:
     """Return the last day up to today with trading at noon."""
-    for back in range(_LONGEST_CLOSURE_DAYS):
-        day = today - timedelta(days=back)
-        noon_ns = int(datetime.combine(day, time(12), _INDIA).timestamp()) * 10**9
-        if calendar.interval(market, noon_ns) is not None:
-            return day
-    raise ConfigError(
-        f"sessions.yaml knows no trading day of {market} in the {_LONGEST_CLOSURE_DAYS} days up to "
-        f"{today}: extend its calendar"
-    )
+    noon_ns = int(datetime.combine(today, time(12), _INDIA).timestamp()) * 10**9
+    try:
+        return calendar.last_trading_day(market, noon_ns)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _day(text: str | None) -> date:

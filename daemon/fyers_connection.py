@@ -14,6 +14,7 @@ from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.rest import Endpoints
 from daemon.brokers.fyers.token_keeper import TokenKeeper
 from daemon.clock import Clock
+from daemon.option_chains import CHAINS_EVERY_S, OptionChains
 from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
 from daemon.socket_feed import SocketFeed
@@ -65,6 +66,10 @@ class FyersConnection:
             products={one.symbol: product_of(one) for one in self.instruments},
             times=times,
         )
+        has_options = workshop.settings.execution.trade_index_through == "options"
+        self.chains = OptionChains(
+            self.account.rest, self.instruments if has_options else (), workshop.calendar
+        )
         self.feed = SocketFeed(self.account.data_socket.ticks, clock, teller.tell)
         self.parts: tuple[Part, ...] = (
             Listener("fyers_login", keeper.keep),
@@ -73,6 +78,13 @@ class FyersConnection:
         )
         self.feeds: tuple[Part, ...] = (Listener("data_socket", self.feed.read),)
         self._keeper = keeper
+
+    async def keep_reading_chains(self, market_clock: Clock) -> None:
+        """Put the option chains among the ticks every few seconds, for ever."""
+        while True:
+            for chain in await self.chains.read_if_possible(market_clock.now_ns()):
+                await self.feed.waiting.put(chain)
+            await market_clock.sleep(CHAINS_EVERY_S)
 
     @property
     def logins(self) -> int:

@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 
 from actors.instruments import Instrument
-from actors.messages import Tick, TimeEvent
+from actors.messages import OptionChain, Tick, TimeEvent
 from daemon.alert_teller import AlertTeller
 from daemon.brokers.fyers.account import Times
 from daemon.brokers.fyers.ledger import CallBudget, RateLedger
@@ -34,6 +34,7 @@ from daemon.errors import LoginNeeded
 from daemon.fyers_connection import FyersConnection, product_of
 from daemon.history import CandleTable
 from daemon.logs import get_logger
+from daemon.option_chains import CHAINS_EVERY_S
 from daemon.outbox import Outbox
 from daemon.plan import SessionPlan
 from daemon.session_files import Market
@@ -44,6 +45,7 @@ from daemon.wiring import Workshop
 Speed = float | Literal["max"]
 
 _STEP_S: Final = 86_400.0  # the instants of the candles are steps of their own
+_CHAINS_EVERY_NS: Final = round(CHAINS_EVERY_S * NS_PER_SECOND)
 _LATENCY_S: Final = 0.05  # an order meets the next price, not the one it was decided on
 _BALANCE: Final = 1e9  # the daemon keeps to its own capital
 _ARRIVAL_S: Final = 10.0
@@ -84,6 +86,7 @@ def fyers_sim_venue(
 ) -> OpenVenue:
     """Return what opens a simulated Fyers on which the candles of these markets are played."""
     workshop = Workshop.of(plan)
+    with_options = workshop.settings.execution.trade_index_through == "options"
     first_ns = min(int(market.table.open_ns[0]) for market in markets)
     settings = SimulatorSettings(
         seed=plan.seed,
@@ -93,7 +96,7 @@ def fyers_sim_venue(
         limits=None,
         latency_s=_LATENCY_S,
         played=tuple((workshop.catalogue[one.instrument], one.table) for one in markets),
-        with_derivatives=False,
+        with_derivatives=with_options,
         calendar=workshop.calendar,
     )
 
@@ -187,6 +190,8 @@ class PlayedMarket:
         clock: Clock,
         speed: Speed,
     ) -> None:
+        self._chains = connection.chains
+        self._chains_ns = 0  # market time of the last reading
         self._simulator = simulator
         self._account = connection.account
         self._feed = connection.feed
@@ -211,8 +216,17 @@ class PlayedMarket:
             await self._simulator.move_to(instant.time_ns, step_s=_STEP_S)
             await self._arrival()
             yield instant
+            for chain in await self._read_chains(instant.time_ns):
+                yield chain
             for event in self._feed.arrived():
                 yield self._as_played(event) if isinstance(event, Tick) else event
+
+    async def _read_chains(self, now_ns: int) -> list[OptionChain]:
+        """Return the option chains of this instant, before its prices can lead to an order."""
+        if now_ns - self._chains_ns < _CHAINS_EVERY_NS:
+            return []
+        self._chains_ns = now_ns
+        return await self._chains.read_if_possible(now_ns)
 
     def _as_played(self, tick: Tick) -> Tick:
         """Mark a tick as one of candles: quotes around them are made up, and left out."""
@@ -245,7 +259,7 @@ class PlayedMarket:
         except TimeoutError:
             get_logger().error("sockets lag behind the simulator", seconds=_ARRIVAL_S)
 
-    def _instants(self) -> Iterator[MarketEvent]:
+    def _instants(self) -> Iterator[TimeEvent]:
         """Yield each instant of the candles and each end of one, when it is wanted."""
         market = self._simulator.market
         closings = heapq.merge(*(self._closings(*played) for played in self._played))

@@ -49,14 +49,17 @@ def refuse_unless_allowed(broker: BrokerName, settings: Settings) -> None:
 def streamed_markets(
     settings: Settings, catalogue: InstrumentCatalogue, calendar: SessionCalendar, now_ns: int
 ) -> list[StreamedMarket]:
-    """Return what `feed` names, of today's or the next session; ConfigError for an index."""
+    """Return what `feed` names, of today's or the next session.
+
+    ConfigError for an index that is not traded through options.
+    """
     markets = []
     for name in settings.feed.instruments:
         instrument = catalogue[name]
-        if instrument.kind == "index":
+        if instrument.kind == "index" and settings.execution.trade_index_through == "index":
             raise ConfigError(
-                f"{instrument.symbol} is an index, in which no order can be placed, and options on "
-                "it are not traded yet: name shares in feed.instruments"
+                f"{instrument.symbol} is an index, in which no order can be placed: set "
+                "execution.trade_index_through to options, or name shares in feed.instruments"
             )
         session = instrument.session
         interval = calendar.interval(session, now_ns)
@@ -135,13 +138,16 @@ def fyers_venue(
                     clock=clock,
                     market_clock=market_clock,
                 )
+                # Off, it is no part at all.
+                reading = partial(connection.keep_reading_chains, market_clock)
+                chains = [Listener("option_chains", reading)] if connection.chains.names else []
                 telling = partial(connection.feed.tell_time, market_clock)
                 yield Venue(
                     broker=connection.account.broker,
                     events=connection.feed.events(),
                     is_repeatable=False,
                     parts=connection.parts,
-                    feeds=(Listener("market_clock", telling), *connection.feeds),
+                    feeds=(Listener("market_clock", telling), *connection.feeds, *chains),
                 )
 
     return opened

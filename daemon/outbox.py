@@ -251,6 +251,7 @@ class Outbox:
             self._counted = number
         return Ledger(
             positions={name: units for name, units in self._net.items() if units},
+            known=frozenset(self._net),
             unfinished={
                 row.order.client_order_id: row.order.instrument for row in self._unfinished()
             },

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Literal
 
+from actors.messages import Tick, TimeEvent
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
 from daemon.candle_path import paced
 from daemon.clock import Clock
@@ -40,7 +41,7 @@ def paper_venue(plan: SessionPlan, events: AsyncIterable[MarketEvent]) -> OpenVe
 
 
 async def replayed(
-    events: Iterable[MarketEvent],
+    events: Iterable[Tick | TimeEvent],
     speed: float | Literal["max"],
     published: Callable[[], int],
     clock: Clock,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from actors.messages import PlaceOrder
+from actors.options import is_option_symbol
 from daemon.errors import TraderError
 
 FILE_NAME = "reconciliation.json"
@@ -23,6 +24,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
     positions: dict[str, int]
     unfinished: dict[str, str]  # client order id -> instrument
+    known: frozenset[str] = frozenset()  # instruments of all fills, also of those that are closed
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,7 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
     def refusal(self, instrument: str) -> str | None:
         """Return why an entry in this instrument must wait, or None."""
         for difference in self.differences:
-            if difference.blocks and difference.instrument == instrument:
+            if difference.blocks and _concerns(difference.instrument, instrument):
                 return (
                     f"log and broker differ ({difference.kind}): ours {difference.ours}, "
                     f"the broker's {difference.brokers}"
@@ -68,7 +70,8 @@ def compare(
 
     An instrument with an unfinished order is on the move: its position is not judged, and what we
     hold unfinished and the broker not open is for the gateway to ask after. Positions and orders
-    in what is not `traded` here belong to somebody else: told, and in nobody's way.
+    in what is not `traded` here belong to somebody else: told, and in nobody's way. An option is
+    traded here from its first fill on.
     """
     moving = set(ledger.unfinished.values())
     differences = []
@@ -81,7 +84,7 @@ def compare(
                     instrument=name,
                     ours=f"{ours} units",
                     brokers=f"{theirs} units",
-                    blocks=name in traded,
+                    blocks=name in traded or name in ledger.known,
                 )
             )
     seen: set[str] = set()
@@ -97,10 +100,17 @@ def compare(
                 instrument=order.instrument,
                 ours="one order" if is_ours else "no such order",
                 brokers=f"{order.side} {order.quantity}, order {tag}",
-                blocks=order.instrument in traded,
+                blocks=order.instrument in traded or order.instrument in ledger.known,
             )
         )
     return tuple(differences), tuple(sorted(moving))
+
+
+def _concerns(differing: str, instrument: str) -> bool:
+    """Tell whether a difference holds back an entry: in options, one in any option does."""
+    if is_option_symbol(differing):
+        return is_option_symbol(instrument)
+    return differing == instrument
 
 
 def write(folder: Path, outcome: Reconciliation) -> None:

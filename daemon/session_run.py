@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from actors.instruments import InstrumentCatalogue
+from actors.messages import Tick, TimeEvent
 from actors.session import SessionCalendar
 from daemon.candle_path import market_events
 from daemon.clock import Clock, SystemClock
@@ -30,7 +31,7 @@ from daemon.history import Candle
 from daemon.kill_switch import KillSwitchLatch
 from daemon.live import LiveTradingService
 from daemon.live_view import LiveView
-from daemon.logs import configure_logs
+from daemon.logs import configure_logs, get_logger
 from daemon.paper_venue import paper_venue, replayed
 from daemon.plan import SessionPlan
 from daemon.redis_bus import RedisBus
@@ -44,7 +45,7 @@ from daemon.session_files import (
     make_plan,
     open_session,
 )
-from daemon.settings import Settings
+from daemon.settings import Settings, trading_indices_themselves
 from daemon.tick_source import MarketEvent
 from daemon.venue import BrokerName, OpenVenue
 from daemon.wiring import NAMES
@@ -116,7 +117,8 @@ async def run_demo(where: Setting, options: Options) -> dict[str, Any]:
 def demo_broker(where: Setting) -> BrokerName:
     """Return what a demo trades at when nobody says: an index is in no exchange's order book."""
     kinds = {where.catalogue[market.instrument].kind for market in where.traded}
-    return "simulated" if "index" in kinds else "fyers-sim"
+    is_itself = where.settings.execution.trade_index_through == "index"
+    return "simulated" if "index" in kinds and is_itself else "fyers-sim"
 
 
 async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
@@ -171,15 +173,18 @@ async def _run_alone(where: Setting, options: Options, state_dir: Path) -> dict[
 
 
 def _new_plan(where: Setting, options: Options, prefix: str | None = None) -> SessionPlan:
+    settings = where.settings
+    if options.broker == "simulated":
+        settings = trading_indices_themselves(settings)
     return make_plan(
-        where.settings,
+        settings,
         where.catalogue,
         where.calendar,
         where.traded,
         mode="live" if options.broker == "fyers" else "paper",
         now_ns=where.clock.now_ns(),
         seed=options.seed,
-        speed=1.0 if where.streamed else where.settings.feed.speed,
+        speed=1.0 if where.streamed else settings.feed.speed,
         prefix=prefix,
         trader="model" if options.drill is None else "drill",
         broker=options.broker,
@@ -232,6 +237,8 @@ def _venue(
     if options.broker == "fyers-sim":
         speed = _speed(plan.speed)
         return fyers_sim_venue(plan, where.markets, where.clock, folder, speed)
+    if where.settings.execution.trade_index_through == "options":
+        get_logger().warning("an index is traded at its own price: candles alone hold no options")
     return paper_venue(plan, _replayed(where, plan, published))
 
 
@@ -242,7 +249,7 @@ def _replayed(
     return replayed(played(where, plan), _speed(plan.speed), published, where.clock, bar_ns=bar_ns)
 
 
-def played(where: Setting, plan: SessionPlan) -> Iterator[MarketEvent]:
+def played(where: Setting, plan: SessionPlan) -> Iterator[Tick | TimeEvent]:
     """Return the candles of the plan as ticks and time, in order."""
     candles = {market.instrument: market.table.timeframe for market in where.markets}
     exchanges = {name: where.catalogue[name].session for name in candles}

@@ -518,3 +518,9 @@ def _without_password(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:**********@{host}"))
+
+
+def trading_indices_themselves(settings: Settings) -> Settings:
+    """Return settings for a market without options: there an index is traded at its own price."""
+    execution = settings.execution.model_copy(update={"trade_index_through": "index"})
+    return settings.model_copy(update={"execution": execution})

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from actors.options import OptionContract, OptionKind
+from actors.messages import OptionContract, OptionKind
 from daemon.errors import DataError
 
 MasterRows = Mapping[str, Mapping[str, Any]]

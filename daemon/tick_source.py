@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from contextlib import suppress
 from typing import Final
 
-from actors.messages import Tick, TimeEvent
+from actors.messages import OptionChain, Tick, TimeEvent
 from daemon.bus import Bus
 from daemon.errors import BusError
 from daemon.handover import Handover
@@ -18,7 +18,10 @@ _RETRY_S = 0.2
 _POLL_S = 0.0005
 _MOST_AT_ONCE: Final = 64  # more together cost no less each, and the first would wait for the last
 
-MarketEvent = Tick | TimeEvent
+MarketEvent = Tick | TimeEvent | OptionChain
+
+
+STREAMS: Final = (Tick.stream, TimeEvent.stream, OptionChain.stream)
 
 
 class TickSource:
@@ -96,7 +99,7 @@ class TickSource:
 
     async def _serve(self) -> None:
         """Publish each event exactly once, until the source ends or the bus is lost."""
-        publisher = await self._bus.publisher(self.name, [Tick.stream, TimeEvent.stream])
+        publisher = await self._bus.publisher(self.name, STREAMS)
         self.published = publisher.sequence  # also what had arrived when only the answer was lost
         if not (self._is_repeatable or self._taken):
             self._taken = self.published

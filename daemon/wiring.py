@@ -13,11 +13,12 @@ from actors.drill import DrillTrader
 from actors.execution import ExecutionActor
 from actors.instruments import InstrumentCatalogue
 from actors.market_feed import MarketFeedActor
-from actors.messages import Message, NewsUpdate, Tick, TimeEvent, TradingMode
+from actors.messages import Message, NewsUpdate, TradingMode
 from actors.monitoring import MonitoringActor
 from actors.reasoning import ReasoningActor, Recorded, Thinker
 from actors.risk import RiskActor
 from actors.session import SessionCalendar, SessionTable
+from daemon import tick_source
 from daemon.errors import ReplayError
 from daemon.plan import SessionPlan
 from daemon.settings import Settings
@@ -52,7 +53,7 @@ INPUT_STREAMS: Mapping[str, tuple[str, ...]] = {
 """What each group must have handled in the end; shared streams carry no orders and no prices."""
 
 EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "tick_source": ((), (Tick.stream, TimeEvent.stream)),
+    "tick_source": ((), tick_source.STREAMS),
     "news_feed": ((), (NewsUpdate.stream,)),
     "order_gateway": (("order",), ("report",)),
     "operator": ((), ("control",)),

@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from actors.messages import ExecutionReport, OrderStatus, PlaceOrder
+from actors.options import is_option_symbol
 from actors.orders import OUTSIDE
 
 
@@ -161,7 +162,7 @@ class FyersBooks:
     ) -> None:
         """`symbols` maps the instruments that are traded here to the broker's symbols."""
         self._find = find
-        self._symbols = symbols
+        self._symbols = dict(symbols)
         self._names = {symbol: name for name, symbol in symbols.items()}
         self._on_problem = on_problem
         self._known: dict[str, _Known] = {}  # by the broker's order id
@@ -169,6 +170,20 @@ class FyersBooks:
         self._told: set[str] = set()
         self._problems: set[str] = set()
         self.strangers: dict[str, Stranger] = {}
+
+    def symbol_of(self, instrument: str) -> str | None:
+        """Return the broker's symbol of what is traded here; None: it has none."""
+        return self._symbols.get(instrument)
+
+    def name_of(self, symbol: str) -> str | None:
+        """Return what is traded here under a symbol of the broker; None: nothing."""
+        return self._names.get(symbol)
+
+    def learn(self, order: PlaceOrder) -> None:
+        """Count the option of an order, which goes by the broker's symbol, as traded here."""
+        if is_option_symbol(order.instrument):
+            self._symbols.setdefault(order.instrument, order.instrument)
+            self._names.setdefault(order.instrument, order.instrument)
 
     def take_order(self, row: OrderRow) -> list[ExecutionReport]:
         """Return what is new in a row of the order book."""
@@ -212,7 +227,7 @@ class FyersBooks:
         first = self._id_of_tag.setdefault(tag, order_id)
         if first != order_id:
             self._problem(f"tag {tag} stands on two orders of the broker: {first} and {order_id}")
-        if (self._symbols[order.instrument], _side(order)) != (symbol, side):
+        if (self._symbols.get(order.instrument), _side(order)) != (symbol, side):
             self._problem(
                 f"order {order_id} ({tag}) is {side:+d} {symbol}, placed was {order.side} "
                 f"{order.instrument}"

@@ -2,6 +2,7 @@
 
 import types
 import typing
+from datetime import date
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,7 @@ EVENT_TIMES = {
     "OrderIntent": "decided_ns",
     "PlaceOrder": "placed_ns",
     "CancelOrder": "placed_ns",
+    "OptionChain": "read_ns",
     "ModifyOrder": "placed_ns",
     "ExecutionReport": "event_ns",
     "Position": "updated_ns",
@@ -157,6 +159,7 @@ def test_types_of_one_stream_share_its_nature() -> None:
 def test_streams_come_in_flow_order_each_once() -> None:
     assert STREAMS == (
         "tick",
+        "chain",
         "quarantine",
         "bar",
         "news",
@@ -201,6 +204,7 @@ _SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False),
     Decimal: st.decimals(allow_nan=False, allow_infinity=False),
     type(None): st.none(),
+    date: st.dates(),
 }
 
 

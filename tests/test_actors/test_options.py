@@ -1,18 +1,17 @@
 """Which option stands for a view, and in what orders it may be bought."""
 
-from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.messages import OptionContract, OptionKind
 from actors.options import (
     KIND_OF_VIEW,
     NoContract,
-    OptionContract,
-    OptionKind,
     OrderRefused,
     Strategy,
     View,
@@ -136,7 +135,7 @@ def test_without_options_nothing_is_chosen() -> None:
 
 def test_one_stale_row_of_the_expiry_is_enough_to_refuse() -> None:
     chain = a_chain(*WIDE)
-    chain[-2] = replace(chain[-2], updated=date(2026, 11, 23))
+    chain[-2] = msgspec.structs.replace(chain[-2], updated=date(2026, 11, 23))
 
     with pytest.raises(NoContract, match=r"of 2026-11-23, older than the last trading day 2026"):
         chosen(chain)

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from backend_server import check_frame, check_schema, socket_facts
+from builders import OPEN_NS, a_fill, a_position, a_tick, an_intent, an_order
+from option_builders import a_chain, a_contract
 from recorded_session import RecordedSession, record_session
 
 from actors.messages import STREAMS, TradingSession
@@ -161,3 +165,55 @@ def test_a_backlog_loses_ticks_but_no_bars_last_one_and_nothing_else() -> None:
     kept = [frame.body["number"] for frame in without_replaced(frames)]
 
     assert kept == [1, 2, 5, 7, 8]
+
+
+def test_an_option_is_shown_as_the_view_of_its_underlying(recorded: RecordedSession) -> None:
+    projection = a_projection(recorded)
+    put = a_contract(22000, "PE")
+    entry = an_intent(
+        150, instrument=put.symbol, contract=put, underlying="Nifty", decision_id="d1"
+    )
+    bought = a_position(
+        150, instrument=put.symbol, average_price=Decimal(100), realised_pnl=Decimal(-25),
+        capital_used=Decimal(15_000), underlying="Nifty", option_kind="PE", lot_size=50,
+        decision_id="d1", stop_price=Decimal(22030), entry_ns=OPEN_NS,
+    )  # fmt: skip
+    leaving = an_order(
+        150, instrument=put.symbol, side="sell", purpose="exit", client_order_id="x1"
+    )
+    sold = msgspec.structs.replace(
+        bought, net_quantity=0, realised_pnl=Decimal(1440), capital_used=Decimal(0),
+        round_trips=1, winning_round_trips=1, stop_price=None,
+    )  # fmt: skip
+    for message in (a_tick("22000"), a_chain(put="104"), entry, bought):
+        list(projection.fold(message))
+    open_now = projection.stats("Nifty")
+    shown = [frame for frame in projection.fold(bought) if frame.instrument == "Nifty"]
+    for said in (leaving, a_fill(leaving, "110", execution_id="f1"), sold):
+        list(projection.fold(said))
+
+    # 150 bought at 100 could be sold at 103.90.
+    assert open_now["current_pnl"] == 560.0
+    assert shown[0].body["data"] | {"entryTime": ""} == shown[0].body["data"] | {
+        "instrument": "Nifty", "direction": "Short", "entryPrice": 100.0, "quantity": 3,
+        "stopLoss": 22030.0, "currentPnl": 585.0, "entryTime": "",
+    }  # fmt: skip
+    (trade,) = projection.trades
+    assert (trade.instrument, trade.direction, trade.quantity) == ("Nifty", "Short", 3)
+    assert (trade.entry_price, trade.exit_price, trade.pnl) == (100.0, 110.0, 1440.0)
+    assert projection.stats("Nifty")["today_trades"] == 1
+
+
+def test_two_options_on_one_underlying_add_up(recorded: RecordedSession) -> None:
+    projection = a_projection(recorded)
+
+    for symbol, net, realised in (("A", 0, 500), ("B", 50, -25)):
+        position = a_position(
+            net, instrument=symbol, realised_pnl=Decimal(realised), underlying="Nifty",
+            option_kind="CE", lot_size=50, round_trips=1, capital_used=Decimal(net * 100),
+        )  # fmt: skip
+        list(projection.fold(position))
+
+    assert projection.positions["Nifty"].realised_pnl == 475
+    assert projection.stats("Nifty")["today_trades"] == 2
+    assert projection.available_capital == 100_000 + 475 - 5_000

@@ -32,7 +32,7 @@ from daemon.backtest_result import BacktestResult, Ledger, max_drawdown_percent,
 from daemon.cli import app
 from daemon.errors import ConfigError, DataError, PartCrashed
 from daemon.replay import Recording
-from daemon.session_run import Setting
+from daemon.session_run import Options, Setting, _new_plan
 from daemon.settings import load_settings
 
 _MINUTES_5_NS = 300 * SECOND_NS
@@ -294,6 +294,24 @@ def test_the_command_prints_one_object_and_shows_progress_on_stderr(tmp_path: Pa
     answer: dict[str, Any] = json.loads(outcome.stdout)
     assert answer["bars"] == BARS
     assert "100%" in outcome.stderr
+
+
+def test_a_market_of_candles_alone_trades_an_index_itself(where: Setting) -> None:
+    execution = where.settings.execution.model_copy(update={"trade_index_through": "options"})
+    through_options = replace(
+        where, settings=where.settings.model_copy(update={"execution": execution})
+    )
+
+    plans = {
+        "backtest": BacktestService(through_options).plan,
+        "paper": _new_plan(through_options, Options(None, False, 1, "simulated")),
+        "fyers-sim": _new_plan(through_options, Options(None, False, 1, "fyers-sim")),
+    }
+
+    through = {
+        name: plan.settings["execution"]["trade_index_through"] for name, plan in plans.items()
+    }
+    assert through == {"backtest": "index", "paper": "index", "fyers-sim": "options"}
 
 
 def test_fills_told_together_are_two_trades_with_the_results_of_their_own() -> None:

@@ -10,10 +10,11 @@ import pytest
 from builders import OPEN_NS, SECOND_NS, a_calendar, a_catalogue, a_tick, a_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from option_builders import a_chain
 from unreliable_bus import UnreliableBus
 
 from actors.market_feed import MarketFeedActor
-from actors.messages import Alert, Bar, Tick
+from actors.messages import Alert, Bar, OptionChain, Tick
 from actors.policies import FeedSettings
 from daemon import tick_source as tick_source_module
 from daemon.clock import SimulatedClock
@@ -237,11 +238,22 @@ def markets(draw: st.DrawFn) -> list[MarketEvent]:
     return events
 
 
+async def test_an_option_chain_waits_among_the_quotes_and_is_not_left_out() -> None:
+    world = World()
+    chain = a_chain()
+
+    await world.offer(a_quote(99), chain, a_quote(98), chain, a_quote(97))
+
+    assert [one for one in await world.drained() if isinstance(one, OptionChain)] == [chain, chain]
+    assert world.conflation.conflated == 1
+
+
 def bars(events: Sequence[MarketEvent]) -> list[Bar]:
     """Return the bars of one minute that these events make, in the order of their instruments."""
     feed = MarketFeedActor(FeedSettings(), CATALOGUE, CALENDAR, dict.fromkeys(NAMES, "1"))
     end = a_time(OPEN_NS + 3000 * SECOND_NS)
-    made = [out for event in [*events, end] for out in feed.handle(event) if isinstance(out, Bar)]
+    seen = [one for one in [*events, end] if not isinstance(one, OptionChain)]
+    made = [out for event in seen for out in feed.handle(event) if isinstance(out, Bar)]
     return sorted(made, key=lambda bar: (bar.instrument, bar.open_ns))
 
 

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorded_session import CONFIG_DIR
 
-from actors.messages import Alert, Tick, TimeEvent
+from actors.messages import Alert, OptionChain, Tick, TimeEvent
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.clock import NS_PER_SECOND, ShiftedClock, SimulatedClock, SystemClock
 from daemon.errors import BrokerUnavailable, ConfigError, LoginNeeded
@@ -43,12 +44,14 @@ def markets_at(now_ns: int, state_dir: Path, **changes: object) -> list[Streamed
     return streamed_markets(a_setting(state_dir, **changes), catalogue, calendar, now_ns)
 
 
-def a_plan(state_dir: Path, now_ns: int = OPEN_NS, broker: str = "fyers-sim") -> SessionPlan:
+def a_plan(
+    state_dir: Path, now_ns: int = OPEN_NS, broker: str = "fyers-sim", **changes: object
+) -> SessionPlan:
     return make_plan(
-        a_setting(state_dir),
+        a_setting(state_dir, **changes),
         load_instruments(CONFIG_DIR, {}).catalogue,
         load_sessions(CONFIG_DIR, {}),
-        markets_at(now_ns, state_dir),
+        markets_at(now_ns, state_dir, **changes),
         mode="paper",
         now_ns=now_ns,
         seed=1,
@@ -66,9 +69,19 @@ def test_real_orders_are_refused_until_the_settings_allow_them(tmp_path: Path) -
     refuse_unless_allowed("fyers-sim", a_setting(tmp_path))
 
 
-def test_an_index_is_refused_since_no_order_can_be_placed_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Nifty is an index"):
+THROUGH_OPTIONS = {
+    "feed.instruments": ["Nifty"],
+    "execution.trade_index_through": "options",
+}
+
+
+def test_an_index_is_refused_unless_it_is_traded_through_options(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is an index.* set execution\.trade_index_through"):
         markets_at(OPEN_NS, tmp_path, **{"feed.instruments": ["Reliance", "Nifty"]})
+
+    (market,) = markets_at(OPEN_NS, tmp_path, **THROUGH_OPTIONS)
+
+    assert market.instrument == "Nifty"
 
 
 def test_a_session_belongs_to_its_day_and_its_broker(tmp_path: Path) -> None:
@@ -133,8 +146,9 @@ def test_a_shifted_clock_is_ahead_by_as_much_for_ever() -> None:
     assert (shifted.now_ns(), shifted.monotonic_ns()) == (25, 10)
 
 
+@pytest.mark.parametrize(("changes", "instrument"), [({}, "Reliance"), (THROUGH_OPTIONS, "Nifty")])
 async def test_prices_and_time_come_in_and_a_login_is_made_where_the_fields_are_at_hand(
-    tmp_path: Path,
+    tmp_path: Path, changes: dict[str, Any], instrument: str
 ) -> None:
     outbox = await Outbox(None).open()
     alerts: list[Alert] = []
@@ -158,7 +172,7 @@ async def test_prices_and_time_come_in_and_a_login_is_made_where_the_fields_are_
         }
         base = simulator.urls.base
         times = await market_clock(base, clock)
-        plan = a_plan(tmp_path, times.now_ns())
+        plan = a_plan(tmp_path, times.now_ns(), **changes)
         opened = fyers_venue(plan, tmp_path, base, clock, times, environment)
         events: list[MarketEvent] = []
         async with opened(outbox, announce) as venue:
@@ -166,12 +180,15 @@ async def test_prices_and_time_come_in_and_a_login_is_made_where_the_fields_are_
             async with Supervisor(parts, crashed, monotonic_s=lambda: 0.0):
                 async for event in venue.events:
                     events.append(event)
-                    if sum(isinstance(one, Tick) for one in events) == 2:
+                    chains = [one for one in events if isinstance(one, OptionChain)]
+                    ticks = sum(isinstance(one, Tick) for one in events)
+                    if ticks >= 2 and bool(chains) == bool(changes):
                         break
             positions = await venue.broker.positions()
     await outbox.close()
 
     assert isinstance(events[0], TimeEvent)
-    assert {one.instrument for one in events if isinstance(one, Tick)} == {"Reliance"}
+    assert {one.instrument for one in events if isinstance(one, Tick)} == {instrument}
+    assert {one.underlying for one in chains} == ({"Nifty"} if changes else set())
     assert (positions, alerts, venue.is_repeatable) == ({}, [], False)
     assert (tmp_path / "fyers" / "token").stat().st_mode & 0o777 == 0o600

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import an_order
+from builders import a_fill, an_order
 from fyers_account import an_exchange
 from order_world import NAME, OpenLatch, OrderWorld
 
@@ -256,3 +256,36 @@ async def test_whoever_waits_for_a_comparison_is_let_go_when_the_gateway_ends() 
     await outbox.close()
 
     await asyncio.wait_for(waiting, 1)
+
+
+CALL, PUT = "NSE:NIFTY24MAR22000CE", "NSE:NIFTY24MAR22000PE"
+
+
+def test_a_difference_in_an_option_that_was_traded_holds_back_entries_in_all_options() -> None:
+    ledger = Ledger(positions={}, unfinished={}, known=frozenset({CALL}))
+
+    differences, _ = compare(ledger, {CALL: 65}, [], {"Nifty"})
+    outcome = Reconciliation(checked_ns=1, agreed_ns=0, differences=differences)
+
+    assert [one.blocks for one in differences] == [True]
+    assert outcome.refusal(PUT) is not None
+    assert outcome.refusal("Reliance") is None
+
+
+def test_an_option_of_somebody_else_holds_nothing_back() -> None:
+    ledger = Ledger(positions={}, unfinished={}, known=frozenset({CALL}))
+
+    differences, _ = compare(ledger, {PUT: 65}, [], {"Nifty"})
+
+    assert Reconciliation(checked_ns=1, agreed_ns=0, differences=differences).refusal(CALL) is None
+
+
+async def test_the_log_knows_what_it_has_traded_when_nothing_is_held_any_more() -> None:
+    outbox = await Outbox(None).open()
+    buy = an_order(65, instrument=CALL)
+    await outbox.add_reports([a_fill(buy), a_fill(buy, side="sell", execution_id="2")])
+
+    ledger = await outbox.ledger()
+    await outbox.close()
+
+    assert (ledger.positions, ledger.known) == ({}, frozenset({CALL}))

@@ -39,10 +39,10 @@ _FINAL: Final = frozenset(
 class FyersBroker:
     """Place and ask over REST; `run` listens, and must run for `reports` to be prompt.
 
-    `symbols` maps instruments to the broker's symbols. `recall` finds an order that was placed
-    under a tag before this start, in the outbox.
-    `on_problem` hears each contradiction in the books once, as a sentence. `products` says how an
-    instrument is held where that is not for the day.
+    `symbols` maps instruments to the broker's symbols; an option goes by its symbol. `recall` finds
+    an order that was placed under a tag before this start, in the outbox. `on_problem` hears each
+    contradiction in the books once, as a sentence. `products` says how an instrument is held where
+    that is not for the day.
     """
 
     def __init__(
@@ -59,13 +59,11 @@ class FyersBroker:
         self.is_remote = is_remote
         self._rest = rest
         self._socket = socket
-        self._symbols = dict(symbols)
-        self._names = {symbol: name for name, symbol in symbols.items()}
         self._recall = recall
         self._products = dict(products or {})
         self._placed: dict[str, PlaceOrder] = {}
         self._ids: dict[str, str] = {}  # tag -> the broker's order id
-        self._books = FyersBooks(self._placed.get, self._symbols, on_problem)
+        self._books = FyersBooks(self._placed.get, symbols, on_problem)
         self._trades: dict[str, TradeRow] = {}  # of the day, those of strangers included
         self._nets: dict[str, DayPosition] = {}  # by position id
         self._queue: asyncio.Queue[ExecutionReport] = asyncio.Queue()
@@ -77,7 +75,8 @@ class FyersBroker:
     # Orders
 
     async def place(self, order: PlaceOrder) -> None:
-        tag, symbol = order.client_order_id, self._symbols.get(order.instrument)
+        self._books.learn(order)
+        tag, symbol = order.client_order_id, self._books.symbol_of(order.instrument)
         if symbol is None:
             raise BrokerRejected(f"{order.instrument} has no symbol at the broker")
         if not _TAG.fullmatch(tag):
@@ -175,7 +174,7 @@ class FyersBroker:
             symbol, units = row.get("symbol"), row.get("netQty")
             if not isinstance(symbol, str) or not isinstance(units, int):
                 raise BrokerUnavailable(f"a position cannot be read: {symbol!r}, {units!r}")
-            name = self._names.get(symbol, symbol)
+            name = self._books.name_of(symbol) or symbol
             net[name] = net.get(name, 0) + units
         return {name: units for name, units in net.items() if units}
 
@@ -260,6 +259,7 @@ class FyersBroker:
         order = self._placed.get(tag)
         if order is None and (order := await self._recall(tag)) is not None:
             self._placed[tag] = order
+            self._books.learn(order)
         return order
 
     # Books
@@ -302,7 +302,7 @@ class FyersBroker:
         return PlaceOrder(
             client_order_id=row.tag or row.id,
             decision_id="",
-            instrument=self._names.get(row.symbol, row.symbol),
+            instrument=self._books.name_of(row.symbol) or row.symbol,
             side="buy" if row.side == 1 else "sell",
             quantity=row.quantity,
             order_type="market",

@@ -186,6 +186,22 @@ class FyersRest:
         answer = await self.read(f"{self._endpoints.data}/history", query)
         return _rows(answer, "candles")
 
+    async def option_chain(
+        self, symbol: str, strikes: int, expiry_s: str | None = None
+    ) -> JsonObject:
+        """Return the quotes of so many strikes each way of the price, and the expiries there are.
+
+        expiry_s: one of them as the broker writes it; None takes the nearest.
+        """
+        query = {"symbol": symbol, "strikecount": str(strikes)}
+        if expiry_s is not None:
+            query["timestamp"] = expiry_s
+        return _object(await self.read(f"{self._endpoints.data}/options-chain-v3", query), "data")
+
+    async def symbol_master(self, name: str) -> JsonObject:
+        """Return a file of the symbol master of today, such as NSE_FO: one row per symbol."""
+        return await self.read(f"{self._endpoints.public}/{name}_sym_master.json")
+
     async def topics(self, symbols: Sequence[str]) -> dict[str, str]:
         """Return the data socket's topic of each symbol as topic -> symbol.
 
