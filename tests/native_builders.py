@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from hrm.native_build import BuildFailed, build
-from hrm.native_library import Level, NativeLibrary, NativeUnavailable, native_library
+from hrm.native_library import BUILT, Level, NativeLibrary, NativeUnavailable, native_library
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="hrm-kernel-")  # removed when the run ends
 
 
 @cache
@@ -17,14 +22,12 @@ def kernel_folder() -> Path:
     try:
         native_library()
     except NativeUnavailable:
-        folder = Path(tempfile.mkdtemp(prefix="hrm-kernel-"))
+        folder = Path(_scratch().name)
         try:
             build(folder)
         except BuildFailed as error:
             pytest.skip(str(error))
         return folder
-    from hrm.native_library import BUILT
-
     return BUILT
 
 
