@@ -4,9 +4,8 @@ What is open, on its way and lost is counted in exposure.py. How an intent becom
 a stop is hit, is for execution.py.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import Literal
 
@@ -22,9 +21,10 @@ from actors.desk import (
     as_decision,
     is_manual,
 )
+from actors.entry_rules import EntryRules, Plan
 from actors.exposure import Exposure, Reservation
 from actors.instruments import Instrument, InstrumentCatalogue
-from actors.levels import BY_RANGE, GivenLevels, is_price, level_problem, levels_of
+from actors.levels import BY_RANGE, GivenLevels, is_price, levels_of
 from actors.messages import (
     Decision,
     KillSwitch,
@@ -57,18 +57,7 @@ Input = (
 Output = RiskVerdict | OrderIntent | RequestAnswer | TradingSession
 Kind = Literal["hold", "entry", "exit"]
 
-_SECOND_NS = 1_000_000_000
-_MINUTE_NS = 60 * _SECOND_NS
 _REMEMBERED_DECISIONS = 4096  # older ones are refused for their age
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What an entry would order, and why it cannot if it cannot."""
-
-    vehicle: Vehicle
-    lots: int
-    problem: str | None = None
 
 
 class RiskActor(Actor[Input, Output]):
@@ -103,7 +92,7 @@ class RiskActor(Actor[Input, Output]):
         self._vehicles = Vehicles(stops, limits, calendar)
         self._ranges: dict[str, Decimal | None] = {}  # average true range of the last decision
         self._decisions_seen: dict[str, None] = {}
-        self._intent_times_ns: deque[int] = deque()
+        self._rules = EntryRules(limits, stops, calendar, self._exposure)
 
     def handle(self, message: Input) -> Iterator[Output]:
         match message:
@@ -153,7 +142,7 @@ class RiskActor(Actor[Input, Output]):
             case "hold":
                 yield _verdict(decision, halts, within="hold")
             case "exit":
-                plan = _Plan(Vehicle(instrument, decision.reference_price, 1), 0)
+                plan = Plan(Vehicle(instrument, decision.reference_price, 1), 0)
                 rules = (*halts, *self._entry_rules(decision, instrument, plan, binding=False))
                 verdict = _verdict(decision, rules)
                 yield verdict
@@ -169,17 +158,18 @@ class RiskActor(Actor[Input, Output]):
                 if verdict.approved:
                     yield self._entry(decision, instrument, plan)
 
-    def _plan(self, decision: Decision, instrument: Instrument) -> "_Plan":
+    def _plan(self, decision: Decision, instrument: Instrument) -> Plan:
         """Return what an entry would order, without lots; a plan with a problem orders nothing."""
         now_ns = max(self._now_ns or 0, decision.bar_close_ns)
         strategy = self._desk.option_strategy(instrument.symbol)
+        through_options = self._vehicles.are_options(instrument)
         try:
             vehicle = self._vehicles.of(
                 instrument, decision.action, decision.reference_price, now_ns, strategy
             )
         except ValueError as error:
-            return _Plan(Vehicle(instrument, Decimal(0), 1), 0, str(error))
-        return _Plan(vehicle, 0)
+            return Plan(Vehicle(instrument, Decimal(0), 1), 0, through_options, str(error))
+        return Plan(vehicle, 0, through_options)
 
     def _trade_manually(self, trade: ManualTrade) -> Iterator[Output]:
         now_ns = self._now_ns or 0
@@ -238,7 +228,7 @@ class RiskActor(Actor[Input, Output]):
                 return "hold"
 
     def _exit(self, decision: Decision) -> OrderIntent:
-        self._note_intent()
+        self._rules.note_intent(self._now_ns or 0)
         held = self._exposure.held(decision.instrument)
         if held is None:
             raise ValueError(f"nothing is held of {decision.instrument}: there is no exit")
@@ -256,10 +246,10 @@ class RiskActor(Actor[Input, Output]):
         self,
         decision: Decision,
         instrument: Instrument,
-        plan: "_Plan",
+        plan: Plan,
         given: GivenLevels = BY_RANGE,
     ) -> OrderIntent:
-        self._note_intent()
+        self._rules.note_intent(self._now_ns or 0)
         vehicle = plan.vehicle
         traded = vehicle.instrument
         quantity = vehicle.sign * traded.units(plan.lots)
@@ -297,7 +287,7 @@ class RiskActor(Actor[Input, Output]):
             vehicle.price, self._exposure.capital_available, self._limits.brokerage_entry
         )
 
-    def _lots(self, decision: Decision, plan: "_Plan") -> int:
+    def _lots(self, decision: Decision, plan: Plan) -> int:
         if not 0.0 <= decision.size_fraction <= 1.0:
             return 0
         most = min(self._affordable_lots(plan.vehicle), self._limits.max_position_lots)
@@ -307,19 +297,13 @@ class RiskActor(Actor[Input, Output]):
         self,
         decision: Decision,
         instrument: Instrument,
-        plan: "_Plan",
+        plan: Plan,
         *,
         binding: bool,
         given: GivenLevels = BY_RANGE,
     ) -> tuple[RuleResult, ...]:
         """Return every rule of an entry; for an exit (not binding) they are measured, and pass."""
-        rules = (
-            *self._time_rules(decision, plan.vehicle.instrument),
-            *self._decision_rules(decision, instrument, given),
-            *self._contract_rule(plan, instrument, binding=binding),
-            *self._exposure_rules(decision, plan.lots),
-            *self._loss_rules(instrument),
-        )
+        rules = tuple(self._rules.of_entry(decision, instrument, plan, self._now_ns, given))
         if binding:
             return rules
         return tuple(
@@ -340,107 +324,10 @@ class RiskActor(Actor[Input, Output]):
             reason = "a manual order is on its way"
         return RuleResult("automated trading", reason is None, reason or "on", "on")
 
-    def _time_rules(self, decision: Decision, instrument: Instrument) -> Iterator[RuleResult]:
-        limit_s = self._limits.max_decision_age_seconds
-        now_ns = self._now_ns
-        if now_ns is None:
-            yield RuleResult("decision age", False, "no time received yet", f"{limit_s:g} s")
-            now_ns = decision.bar_close_ns
-        else:
-            # A decision may be ahead of the last TimeEvent, which comes once a second.
-            age_s = max(0, now_ns - decision.bar_close_ns) / _SECOND_NS
-            yield RuleResult("decision age", age_s <= limit_s, f"{age_s:g} s", f"{limit_s:g} s")
-            now_ns = max(now_ns, decision.bar_close_ns)
-        is_covered = self._calendar.is_covered(instrument.session, now_ns)
-        value = "covered" if is_covered else "holidays of this day are not known"
-        yield RuleResult("calendar horizon", is_covered, value, "covered")
-        phase = self._calendar.phase(instrument.session, now_ns, instrument.expiry)
-        yield RuleResult("session phase", phase == "open", phase, "open")
-        if instrument.is_contract:
-            yield self._expiry_rule(instrument, now_ns)
-
-    def _expiry_rule(self, instrument: Instrument, now_ns: int) -> RuleResult:
-        least = self._limits.min_days_to_expiry
-        limit = f"at least {least} days"
-        if instrument.expiry is None:
-            return RuleResult("days to expiry", False, "not known", limit)
-        left = (instrument.expiry - self._exposure.session_day(instrument, now_ns)).days
-        return RuleResult("days to expiry", left >= least, str(left), limit)
-
-    def _decision_rules(
-        self, decision: Decision, instrument: Instrument, given: GivenLevels
-    ) -> Iterator[RuleResult]:
-        least = self._limits.min_confidence
-        sure = decision.confidence >= least  # False for NaN
-        yield RuleResult("confidence", sure, f"{decision.confidence:.4g}", f"at least {least:g}")
-        fraction = decision.size_fraction
-        fits = 0.0 <= fraction <= 1.0
-        yield RuleResult("size fraction", fits, f"{fraction:g}", "0 to 1")
-        price = decision.reference_price
-        yield RuleResult("reference price", is_price(price), str(price), "above 0")
-        problem = level_problem(decision, instrument, self._stops, given)
-        yield RuleResult(
-            "atr known", problem is None, problem or str(decision.atr), "room for a stop"
-        )
-
-    def _contract_rule(
-        self, plan: "_Plan", instrument: Instrument, *, binding: bool
-    ) -> Iterator[RuleResult]:
-        if binding and self._vehicles.are_options(instrument):
-            value = plan.problem or plan.vehicle.instrument.symbol
-            limit = "one that can be bought"
-            yield RuleResult("option contract", plan.problem is None, value, limit)
-
-    def _exposure_rules(self, decision: Decision, lots: int) -> Iterator[RuleResult]:
-        limits = self._limits
-        name = decision.instrument
-        held = self._exposure.held(name)
-        net = held.net_quantity if held else 0
-        if self._exposure.is_on_its_way(name) and not net:
-            value = "an entry is on its way"
-        else:
-            value = f"{net} units open" if net else "none"
-        yield RuleResult("open position", name not in self._exposure.exposed, value, "none")
-        others = len(self._exposure.exposed - {name})
-        most = limits.max_open_positions
-        yield RuleResult("max open positions", others < most, f"{others} others", f"below {most}")
-        capital = self._exposure.capital_available
-        yield RuleResult(
-            "capital", lots >= 1, f"{capital:.2f} INR pay for {lots} lots", "at least 1 lot"
-        )
-        most_lots = limits.max_position_lots
-        yield RuleResult("max position lots", lots <= most_lots, str(lots), str(most_lots))
-
-    def _loss_rules(self, instrument: Instrument) -> Iterator[RuleResult]:
-        limits = self._limits
-        exposure = self._exposure
-        day = exposure.day(instrument)
-        loss = max(Decimal(0), day.start_equity - exposure.equity)
-        most = exposure.most_daily_loss
-        value = f"{loss:.2f} INR" + (", locked for the day" if day.is_locked else "")
-        yield RuleResult("daily loss", not day.is_locked, value, f"{most:.2f} INR")
-        fall = (exposure.peak_equity - exposure.equity) / exposure.peak_equity
-        value = f"{fall:.4f}" + (", locked" if exposure.drawdown_is_locked else "")
-        yield RuleResult(
-            "drawdown", not exposure.drawdown_is_locked, value, f"{limits.max_drawdown:g}"
-        )
-        self._forget_old_intents()
-        count = len(self._intent_times_ns)
-        allowed = limits.max_orders_per_minute
-        yield RuleResult("orders per minute", count < allowed, str(count), f"below {allowed}")
-
     def _remember(self, decision: Decision) -> None:
         self._decisions_seen[decision.id] = None
         if len(self._decisions_seen) > _REMEMBERED_DECISIONS:
             del self._decisions_seen[next(iter(self._decisions_seen))]
-
-    def _note_intent(self) -> None:
-        self._intent_times_ns.append(self._now_ns or 0)
-
-    def _forget_old_intents(self) -> None:
-        times = self._intent_times_ns
-        while times and times[0] <= (self._now_ns or 0) - _MINUTE_NS:
-            times.popleft()
 
 
 def _verdict(
