@@ -7,7 +7,7 @@ of them does not list is left out. Which option is bought is for the actors to s
 from collections.abc import Iterable, Mapping
 from datetime import date
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 from actors.instruments import Instrument
 from actors.messages import OptionChain, OptionContract, OptionQuote
@@ -15,7 +15,7 @@ from actors.session import SessionCalendar
 from daemon.brokers.fyers.rest import FyersRest, JsonObject
 from daemon.errors import BrokerError, BrokerUnavailable, DataError
 from daemon.logs import get_logger
-from daemon.symbol_master import MasterRows, options_of
+from daemon.symbol_master import options_of, rows_about
 
 STRIKES: Final = 10
 """Each way of the price: at NIFTY's distance of 50 about 2 % of it."""
@@ -77,19 +77,12 @@ class OptionChains:
         return OptionChain(underlying=underlying.symbol, quotes=tuple(quotes), read_ns=now_ns)
 
     async def _read_master(self, exchange: str) -> None:
-        rows: dict[str, Mapping[str, Any]] = {}
-        for file in _MASTERS:
-            rows |= _checked(await self._rest.symbol_master(f"{exchange}_{file}"))
-        for underlying in self._underlyings:
-            if underlying.exchange == exchange:
-                options = options_of(rows, underlying.exchange_symbol)
-                self._contracts[underlying.symbol] = {one.symbol: one for one in options}
-
-
-def _checked(found: JsonObject) -> MasterRows:
-    if not all(isinstance(row, dict) for row in found.values()):
-        raise DataError("the symbol master must hold one object per symbol")
-    return found
+        files = [await self._rest.symbol_master(f"{exchange}_{file}") for file in _MASTERS]
+        ours = [one for one in self._underlyings if one.exchange == exchange]
+        rows = rows_about(files, {one.exchange_symbol for one in ours})
+        for underlying in ours:
+            options = options_of(rows, underlying.exchange_symbol)
+            self._contracts[underlying.symbol] = {one.symbol: one for one in options}
 
 
 def _expiries(answer: JsonObject) -> list[str]:

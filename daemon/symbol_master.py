@@ -5,13 +5,14 @@ is in the cash file (CM) and its options are in the derivatives file (FO) of the
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
 from zoneinfo import ZoneInfo
 
+import msgspec
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from actors.messages import OptionContract, OptionKind
@@ -56,6 +57,33 @@ def read_master(paths: Iterable[Path]) -> MasterRows:
             raise DataError(f"{path} is no symbol master: it must hold one object per symbol")
         rows |= found
     return rows
+
+
+class _Glance(msgspec.Struct):
+    """What tells whether a row is wanted; a file has a hundred thousand."""
+
+    fyToken: str = ""  # noqa: N815 - the broker's names
+    underFyTok: str = ""  # noqa: N815
+
+
+def rows_about(files: Iterable[bytes], underlyings: Collection[str]) -> MasterRows:
+    """Return the rows of some broker symbols and of what derives from them; DataError.
+
+    files: as downloaded. The rows of others are hardly read: it would stop the daemon for long.
+    """
+    try:
+        listed: dict[str, msgspec.Raw] = {}
+        for file in files:
+            listed |= msgspec.json.decode(file, type=dict[str, msgspec.Raw])
+        glances = {name: msgspec.json.decode(row, type=_Glance) for name, row in listed.items()}
+    except msgspec.MsgspecError as error:
+        raise DataError(f"no symbol master: {error}; it must hold one object per symbol") from error
+    tokens = {glances[name].fyToken for name in underlyings if name in glances}
+    return {
+        name: json.loads(bytes(listed[name]), parse_float=Decimal)
+        for name, glance in glances.items()
+        if name in underlyings or glance.underFyTok in tokens
+    }
 
 
 def options_of(rows: MasterRows, underlying: str) -> list[OptionContract]:

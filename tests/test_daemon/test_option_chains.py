@@ -15,9 +15,10 @@ from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.instruments import IST
 from daemon.clock import SystemClock
-from daemon.errors import BrokerRejected, BrokerUnavailable
+from daemon.errors import BrokerRejected, BrokerUnavailable, DataError
 from daemon.option_chains import STRIKES, OptionChains
 from daemon.settings import load_instruments, load_sessions
+from daemon.symbol_master import rows_about
 
 CATALOGUE, CALENDAR = load_instruments(None).catalogue, load_sessions(None)
 MONDAY = datetime(2026, 11, 16, 10, 30, tzinfo=IST)
@@ -94,7 +95,7 @@ async def test_the_symbol_master_is_read_once_a_day(account: Account) -> None:
     calls: list[str] = []
     read = account.rest.symbol_master
 
-    async def counted(name: str) -> dict[str, object]:
+    async def counted(name: str) -> bytes:
         calls.append(name)
         return await read(name)
 
@@ -113,6 +114,31 @@ async def test_a_broker_that_does_not_answer_is_no_chain(account: Account) -> No
 
     with pytest.raises(BrokerUnavailable):
         await nifty(account)
+
+
+async def test_a_master_that_cannot_be_had_or_read_is_no_chain(account: Account) -> None:
+    chains = chains_of(account, "Nifty")
+
+    async def broken(name: str) -> bytes:
+        return b"[]"
+
+    with pytest.raises(BrokerUnavailable, match="HTTP 404"):
+        await account.rest.symbol_master("NSE_XX")
+    account.rest.symbol_master = broken  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="no symbol master"):
+        await chains.read(account.simulator.now_ns)
+    assert await chains.read_if_possible(account.simulator.now_ns) == []
+
+
+def test_rows_that_are_not_wanted_are_passed_over() -> None:
+    cash = b'{"A": {"fyToken": "1"}, "B": {"fyToken": "2"}}'
+    derived = b'{"AC": {"underFyTok": "1", "strikePrice": 10.5}, "BC": {"underFyTok": "2"}}'
+
+    rows = rows_about([cash, derived], {"A", "Z"})
+
+    assert rows == {
+        "A": {"fyToken": "1"}, "AC": {"underFyTok": "1", "strikePrice": Decimal("10.5")},
+    }  # fmt: skip
 
 
 async def test_an_option_is_bought_and_known_by_its_symbol(account: Account) -> None:

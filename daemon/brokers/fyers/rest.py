@@ -37,6 +37,7 @@ _HIDDEN: Final = "***"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _KEY: Final = re.compile(r"[\w+/=.-]{24,}")  # no word, symbol or order id is so long
 _LONGEST_MESSAGE: Final = 300
+_FILE_S: Final = 60.0
 _UNACKNOWLEDGED: Final = 201  # taken, but the exchange has not said anything
 _SEGMENTS: Final[Mapping[str, str]] = {
     "1010": "nse_cm",
@@ -198,9 +199,19 @@ class FyersRest:
             query["timestamp"] = expiry_s
         return _object(await self.read(f"{self._endpoints.data}/options-chain-v3", query), "data")
 
-    async def symbol_master(self, name: str) -> JsonObject:
-        """Return a file of the symbol master of today, such as NSE_FO: one row per symbol."""
-        return await self.read(f"{self._endpoints.public}/{name}_sym_master.json")
+    async def symbol_master(self, name: str) -> bytes:
+        """Return a file of the symbol master of today, such as NSE_FO: JSON, one row per symbol.
+
+        It is public, counts for no limit, and is tens of MB: it has a minute. BrokerUnavailable.
+        """
+        url = f"{self._endpoints.public}/{name}_sym_master.json"
+        try:
+            async with asyncio.timeout(_FILE_S), self._http.get(url) as response:
+                if response.status == 200:
+                    return await response.read()
+                raise BrokerUnavailable(f"GET {url}: HTTP {response.status}")
+        except (aiohttp.ClientError, OSError) as error:
+            raise BrokerUnavailable(f"GET {url}: {type(error).__name__}") from None
 
     async def topics(self, symbols: Sequence[str]) -> dict[str, str]:
         """Return the data socket's topic of each symbol as topic -> symbol.
