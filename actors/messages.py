@@ -540,6 +540,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     p99_us: int
     restarts: int = 0
     rss_mib: float = 0.0
+    agreement_age_s: float | None = None  # of the order gateway: since log and broker last agreed
 
     @property
     def time_ns(self) -> int:

@@ -45,6 +45,7 @@ RECENT_INFERENCES = 100
 """Inferences that the dashboard's figures and the error rate look back on."""
 
 _RECENT_HEARTBEATS = 60  # per actor: a minute at one a second
+_LONGEST_APART_S = 60
 _LEAST_HANDLED = 100  # a share of fewer messages would call one failure an outage
 _CALM_SHARE = 0.9  # a value is calm below this share of its warning level
 _CALM_IN_A_ROW = 10  # and its alert is over after so many calm values in a row
@@ -198,6 +199,7 @@ class MonitoringActor(Actor[Input, Output]):
         yield from self._judge_failures(beat, watch)
         yield from self._judge_losses(beat, watch)
         yield from self._judge_lag(beat, watch)
+        yield from self._judge_agreement(beat, watch)
         watch.last = beat
 
     def _judge_memory(self, beat: Heartbeat, watch: "_Watch") -> Iterator[Output]:
@@ -226,6 +228,19 @@ class MonitoringActor(Actor[Input, Output]):
             watch.reported_lost = beat.lost
             text = f"{beat.actor} misses messages: {beat.lost} gaps in the numbers of its inputs"
             yield self._alert("critical", text, "Lost messages")
+
+    def _judge_agreement(self, beat: Heartbeat, watch: "_Watch") -> Iterator[Output]:
+        age_s = beat.agreement_age_s
+        if age_s is None or (age_s > _LONGEST_APART_S) is watch.is_apart:
+            return
+        watch.is_apart = not watch.is_apart
+        if watch.is_apart:
+            text = (
+                f"log and broker have not agreed for {age_s:.0f} s, allowed: {_LONGEST_APART_S} s"
+            )
+            yield self._alert("critical", text, "Log and broker differ")
+        else:
+            yield self._alert("info", "log and broker agree again", "Log and broker differ")
 
     def _judge_lag(self, beat: Heartbeat, watch: "_Watch") -> Iterator[Output]:
         before = watch.last
@@ -474,6 +489,7 @@ class _Watch:
     is_lagging: bool = False
     growing: int = 0  # heartbeats in a row with a longer queue than the one before
     reported_lost: int = 0
+    is_apart: bool = False  # log and broker have not agreed for long
     last: Heartbeat | None = None
     handled: deque[tuple[int, int]] = field(
         default_factory=lambda: deque(maxlen=_RECENT_HEARTBEATS)

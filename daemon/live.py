@@ -21,6 +21,7 @@ from daemon.announcer import Announcer
 from daemon.bus import Bus, Entry
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, TraderError
+from daemon.gateway_pulse import GatewayPulse
 from daemon.housekeeping import Housekeeping
 from daemon.journal import Journal
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore
@@ -197,12 +198,15 @@ class LiveTradingService:
         housekeeping = Housekeeping(
             bus, self.server, latch, control.publish, self._settings.bus.retain_entries
         )
+        pulse = GatewayPulse(
+            gateway, bus, time.time_ns, every_s=self._settings.monitoring.heartbeat_seconds
+        )
         # Off, it is no part at all.
         news = [NewsFeed(self._settings.news, bus)] if self._settings.news.url else []
         # Left from the inside out: feed, actors, recording. What the actors still say while they
         # stop belongs to the recording.
         async with supervise(journal, housekeeping, *venue.parts):
-            async with supervise(*watches, *actors, gateway):
+            async with supervise(*watches, *actors, gateway, pulse):
                 await self._until_ready(bus)
                 await housekeeping.announce_latch()
                 self._on_ready()

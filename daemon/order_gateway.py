@@ -90,6 +90,7 @@ class OrderGateway:
         self.ready = asyncio.Event()
         self._sent_ns: deque[int] = deque()
         self._unpublished = 0
+        self._handled = 0
         self._to_publish = asyncio.Event()
         self._inquiries: dict[str, asyncio.Task[None]] = {}
         self._in_hand = 0
@@ -115,6 +116,16 @@ class OrderGateway:
         return self.ready.is_set() and not (
             self._in_hand or self._inquiries or self._unpublished or self._broker.pending_reports
         )
+
+    @property
+    def handled(self) -> int:
+        """Orders and cancels taken from the bus since the start."""
+        return self._handled
+
+    @property
+    def unpublished(self) -> int:
+        """Reports that the bus does not have yet."""
+        return self._unpublished
 
     async def run(self) -> None:
         """Serve until `stop`; outlive every outage of the bus and the broker."""
@@ -165,6 +176,7 @@ class OrderGateway:
                             with self._holding():
                                 for entry in entries:
                                     await self._handle(tasks, entry)
+                                    self._handled += 1
                                 await consumer.commit(entries, [])
                             retry_s = self._retry_first_s
                 finally:

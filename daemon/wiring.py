@@ -55,7 +55,7 @@ INPUT_STREAMS: Mapping[str, tuple[str, ...]] = {
 EDGES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tick_source": ((), tick_source.STREAMS),
     "news_feed": ((), (NewsUpdate.stream,)),
-    "order_gateway": (("order",), ("report",)),
+    "order_gateway": (("order",), ("report", "heartbeat")),
     "operator": ((), ("control",)),
     "supervisor": ((), ("alert", "control")),
     "backend": (("*",), ("request", "control")),

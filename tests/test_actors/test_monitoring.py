@@ -603,3 +603,16 @@ def test_forecasts_that_come_true_often_enough_are_no_news() -> None:
     )
 
     assert said(outputs) == []
+
+
+def test_log_and_broker_that_do_not_agree_for_long_call_a_person_once() -> None:
+    ages = (None, 5.0, 60.0, 61.0, 65.0, 2.0, 3.0)
+    beats = [a_heartbeat("order_gateway", agreement_age_s=age) for age in ages]
+
+    outputs = outputs_of(a_monitor(), *beats)
+
+    alerts = [(one.severity, one.text) for one in outputs if isinstance(one, Alert)]
+    assert alerts == [
+        ("critical", "log and broker have not agreed for 61 s, allowed: 60 s"),
+        ("info", "log and broker agree again"),
+    ]

@@ -7,10 +7,12 @@ from builders import a_fill, an_order
 from fyers_account import an_exchange
 from order_world import NAME, OpenLatch, OrderWorld
 
+from actors.messages import Heartbeat
 from daemon import reconciliation
 from daemon.brokers.fyers_simulator.direct import DirectBroker
 from daemon.clock import NS_PER_SECOND
 from daemon.errors import TraderError
+from daemon.gateway_pulse import GatewayPulse
 from daemon.memory_bus import MemoryBus
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
@@ -289,3 +291,41 @@ async def test_the_log_knows_what_it_has_traded_when_nothing_is_held_any_more() 
     await outbox.close()
 
     assert (ledger.positions, ledger.known) == ({}, frozenset({CALL}))
+
+
+async def test_the_gateways_heartbeat_says_how_long_ago_log_and_broker_agreed() -> None:
+    broker = DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"})
+    bus, outbox = MemoryBus(), await Outbox(None).open()
+    now_s = [100]
+
+    def real_ns() -> int:
+        return now_s[0] * NS_PER_SECOND
+
+    gateway = OrderGateway(
+        bus,
+        broker,
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: 1,
+        max_order_rate_per_second=9,
+        block_ms=2,
+        reconciler=Reconciler(broker, outbox, ["SBIN"], real_ns=real_ns),
+        reconcile_every_s=60.0,
+    )
+    pulse = GatewayPulse(gateway, bus, real_ns, every_s=0.001)
+    before = pulse.beat()
+    serving, beating = (asyncio.create_task(part.run()) for part in (gateway, pulse))
+    await gateway.ready.wait()
+    now_s[0] = 107
+    async with asyncio.timeout(2):
+        while not (beats := await bus.latest("heartbeat")):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.001)
+    pulse.stop()
+    gateway.stop()
+    await asyncio.gather(serving, beating)
+    await outbox.close()
+
+    told = beats["order_gateway"].message
+    assert before.agreement_age_s is None
+    assert isinstance(told, Heartbeat)
+    assert (told.actor, told.agreement_age_s) == ("order_gateway", 7.0)

@@ -113,7 +113,7 @@ def test_the_graph_names_every_actor_and_edge() -> None:
     assert shown["order_gateway"] == {
         "edge": "order_gateway",
         "reads": ["order"],
-        "writes": ["report"],
+        "writes": ["report", "heartbeat"],
     }
 
 
