@@ -20,6 +20,7 @@ from actors.messages import (
 )
 from daemon import reconciliation
 from daemon.announcer import Announcer
+from daemon.broker_cancel import cancel_at_broker
 from daemon.clock import Clock
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, ReplayError, TraderError
@@ -60,8 +61,14 @@ class Operator:
         self._server = EmbeddedRedis(self._state_dir / "redis", url=settings.bus.url)
 
     async def kill(self, reason: str, operator: str, *, flatten: bool) -> dict[str, Any]:
-        """Engage the kill switch; with `flatten` the daemon also closes what is open."""
+        """Engage the kill switch; with `flatten` the daemon also closes what is open.
+
+        With the daemon of a session at Fyers down, resting orders are taken back from here.
+        """
         steps = await self._change(lambda latch: latch.engage(reason, operator, flatten))
+        if self._plan is not None:
+            step = await cancel_at_broker(self._plan, self._state_dir, self._clock)
+            steps += [step] if step else []
         return self._outcome(steps, engaged=True) | {"flatten": flatten}
 
     async def resume(self, reason: str, operator: str) -> dict[str, Any]:

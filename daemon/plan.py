@@ -53,6 +53,7 @@ class SessionPlan(msgspec.Struct, frozen=True, kw_only=True):
     no_model_reason: str  # why there is none
     trader: TraderName = "model"
     broker: str = "simulated"  # what it trades at; another one is another session
+    simulator: str = ""  # address of a simulated broker in another process
     versions: dict[str, str]
     format: int = FORMAT
 

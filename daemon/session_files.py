@@ -198,6 +198,7 @@ def make_plan(
     prefix: str | None = None,
     trader: TraderName = "model",
     broker: str = "simulated",
+    simulator: str = "",
 ) -> SessionPlan:
     """Return the plan of a new session with an id of its own."""
     began = datetime.fromtimestamp(now_ns / 1e9, UTC)
@@ -219,6 +220,7 @@ def make_plan(
         no_model_reason=reason,
         trader=trader,
         broker=broker,
+        simulator=simulator,
         versions=versions(),
     )
 

@@ -188,6 +188,7 @@ def _new_plan(where: Setting, options: Options, prefix: str | None = None) -> Se
         prefix=prefix,
         trader="model" if options.drill is None else "drill",
         broker=options.broker,
+        simulator=options.simulator or "",
     )
 
 

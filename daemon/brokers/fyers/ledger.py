@@ -45,11 +45,15 @@ class _Written(msgspec.Struct, kw_only=True):
     recent_ns: list[int] = []  # of the last minute, oldest first
 
 
+class LedgerTaken(ConfigError):
+    """Another process counts the calls of this account."""
+
+
 class RateLedger:
     """Grant calls one by one; the file is written before each, and one process owns it.
 
-    Opening it raises ConfigError when another process has it, or when it cannot be read: a budget
-    that is not known must not be spent.
+    Opening it raises LedgerTaken when another process has it, ConfigError when it cannot be read: a
+    budget that is not known must not be spent.
     """
 
     def __init__(self, path: Path, clock: Clock, budget: CallBudget | None = None) -> None:
@@ -63,7 +67,7 @@ class RateLedger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise ConfigError(
+            raise LedgerTaken(
                 f"{path} belongs to a running process: the calls of one account are counted in one "
                 "place; stop the other process first"
             ) from None
