@@ -19,7 +19,7 @@ from daemon.fyers_venue import FOLDER, LEDGER
 from daemon.kill_switch import Step
 from daemon.plan import SessionPlan
 
-_LONGEST_S: Final = 20.0
+_LONGEST_S: Final = 15.0
 _NAME: Final = "broker"
 
 
@@ -41,7 +41,7 @@ async def cancel_at_broker(plan: SessionPlan, state_dir: Path, clock: Clock) -> 
                 cancelled = await _cancel_all(endpoints, folder, ledger, clock)
     except LedgerTaken:
         return Step(_NAME, True, "left to the daemon, which runs")
-    except (BrokerError, ConfigError, TimeoutError) as error:
+    except (BrokerError, ConfigError, OSError) as error:  # a timeout is an OSError
         text = str(error) or f"no answer within {_LONGEST_S:g} s"
         return Step(_NAME, False, f"{text}; cancel what rests in the broker's own app")
     return Step(_NAME, True, f"cancelled {', '.join(cancelled) or 'nothing: no order rests'}")

@@ -108,6 +108,7 @@ def test_the_drop_in_runs_at_fyers_with_the_key_of_the_token() -> None:
     assert credential.partition(":")[0] == CREDENTIAL
     (fields,) = unit["EnvironmentFile"]
     assert fields.startswith("-")  # without it a person logs in
+    assert a_unit("hrm-trader-kill-live.conf")["LoadCredential"] == [credential]
 
 
 @pytest.mark.skipif(
