@@ -63,7 +63,7 @@ class Tick(Message, frozen=True, kw_only=True):
         return self.event_ns
 
 
-class OptionContract(msgspec.Struct, frozen=True, kw_only=True):
+class OptionContract(msgspec.Struct, frozen=True, array_like=True):
     """One option as the broker's symbol master lists it; money in rupees."""
 
     symbol: str  # the broker's
@@ -78,7 +78,7 @@ class OptionContract(msgspec.Struct, frozen=True, kw_only=True):
     updated: date  # day that the entry was made for
 
 
-class OptionQuote(msgspec.Struct, frozen=True, kw_only=True):
+class OptionQuote(msgspec.Struct, frozen=True, array_like=True):
     """What one option costs; without a side of the book that side is None."""
 
     contract: OptionContract
