@@ -86,7 +86,7 @@ class Order:
         if self.state in FINAL_STATUSES:
             return self.state_ns  # its fills are missing
         is_taken = self.state in ("accepted", "partially_filled")
-        if is_taken and self.placed.order_type == "market":
+        if is_taken and (self.placed.order_type == "market" or self.limit is not None):
             # Without a trade in the instrument there is nothing yet that it could fill at.
             return self.traded_ns
         return self.placed.placed_ns

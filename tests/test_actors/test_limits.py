@@ -129,7 +129,7 @@ def test_a_resting_limit_follows_the_price_so_many_times_and_is_then_cancelled()
             ("22300", 9),
         )
     ]
-    ended = outputs_of(execution, a_time(later(15)))
+    ended = outputs_of(execution, a_time(later(17.9)))
 
     assert moved == [[], [Decimal("22122.10")], [], [Decimal("22222.20")], []]
     assert [output for output in ended if isinstance(output, CancelOrder)] == [
@@ -137,9 +137,21 @@ def test_a_resting_limit_follows_the_price_so_many_times_and_is_then_cancelled()
             client_order_id=order.client_order_id,
             instrument="Nifty",
             reason="no final answer in time",
-            placed_ns=later(15),
+            placed_ns=later(17.9),
         )
     ]
+
+
+def test_a_limit_is_given_up_no_sooner_than_it_could_have_filled() -> None:
+    execution = an_execution(order_timeout_seconds=5.0)
+    resting(execution)
+
+    untraded = outputs_of(execution, a_time(later(60)))
+    traded = outputs_of(execution, a_tick("22000", later(60)), a_time(later(64.9)))
+    ended = outputs_of(execution, a_time(later(65)))
+
+    assert untraded == traded == []
+    assert [type(output) for output in ended] == [CancelOrder]
 
 
 def test_a_limit_moves_only_nearer_to_a_fill() -> None:
