@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from backend.build import Options, build, load_for
+from backend.priority import give_way
 from backend.server import server_of
 from daemon.errors import ConfigError, TraderError
 from daemon.logs import configure_logs
@@ -50,7 +51,7 @@ def serve(
     )
     settings = load_for(options, os.environ)
     serving = settings.backend
-    os.nice(serving.niceness)  # the daemon beside it decides about money: it goes first
+    give_way(serving.niceness)  # the daemon beside it decides about money: it goes first
     application = build(settings, options, os.environ, new_secret=lambda: secrets.token_hex(32))
     try:
         listening = socket.create_server((serving.host, serving.port), backlog=256)

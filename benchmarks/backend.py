@@ -6,7 +6,8 @@
 One daemon (`hrm-trader run`) plays seeded one-minute candles, fast enough for ten decisions and
 forty ticks a second. Beside it, in turns: nothing, and the backend (`python -m backend`) with 200
 live sockets and a stream of GET requests. Daemon, backend and sockets are processes of their own;
-the sockets are raw ones (`benchmarks/socket_clients.py`), so that they cost as little as they can.
+the latter two give way to the daemon as whole sessions, as the units' CPUWeight has it. The sockets
+are raw ones (`benchmarks/socket_clients.py`), so that they cost as little as they can.
 
 `tick_fan_out_ms` is the time from a tick's publication on the bus to its arrival at a client, over
 all sockets. `floor_fan_out_ms` is the same, in the same run and with the same clients, of a server
@@ -161,7 +162,7 @@ async def measure(sockets: int, pairs: int, turn_s: float, floor_s: float) -> di
         "turns": pairs,
         "turn_s": turn_s,
         **serving_figures(with_, turn_s, published),
-        "floor_fan_out_ms": summary(floor.fan_out_ms(published)),
+        **floor_figures(floor, published),
         **trading,
         "machine": machine_facts(),
     }
@@ -183,6 +184,15 @@ def serving_figures(
         "backend_cpu_share": round(cpu_s / (len(turns) * turn_s), 3),  # of one core
         "backend_cpu_us_per_delivered_tick": round(cpu_s / len(late_ms) * 1e6, 1),
         "memory_per_socket_kib": round(turns[0].kib_per_socket, 1),
+    }
+
+
+def floor_figures(turn: Turn, published: dict[str, int]) -> dict[str, Any]:
+    """Return what the clients saw of the least of all servers, and what it cost."""
+    late_ms = turn.fan_out_ms(published)
+    return {
+        "floor_fan_out_ms": summary(late_ms),
+        "floor_cpu_us_per_delivered_tick": round(turn.cpu_s / len(late_ms) * 1e6, 1),
     }
 
 
@@ -319,16 +329,18 @@ async def beside_floor(place: Place, cookies: list[str], seconds: float) -> Turn
     turn = Turn()
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.broadcast_floor", place.url, place.plan.prefix,
-        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
         port = int(await server.stdout.readline())
         async with some_sockets(port, "/", cookies, turn):
             await asyncio.sleep(_SETTLE_S)
+            cpu_s = cpu_seconds(server.pid)
             turn.begin_ns = time.time_ns()
             await asyncio.sleep(seconds)
             turn.end_ns = time.time_ns()
+            turn.cpu_s = cpu_seconds(server.pid) - cpu_s
     finally:
         server.kill()
         await server.wait()
@@ -341,7 +353,7 @@ async def some_sockets(port: int, path: str, cookies: list[str], turn: Turn) -> 
     clients = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.socket_clients", str(port), path,
         cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        limit=_LONGEST_LINE,
+        limit=_LONGEST_LINE, start_new_session=True,
     )  # fmt: skip
     assert clients.stdin is not None
     assert clients.stdout is not None
@@ -366,7 +378,7 @@ async def a_backend(
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "backend", "--port", str(port), "--log-level", "ERROR",
-        cwd=ROOT, env=environment,
+        cwd=ROOT, env=environment, start_new_session=True,
     )  # fmt: skip
     try:
         async with aiohttp.ClientSession() as session, asyncio.timeout(_START_WAIT_S):

@@ -10,12 +10,12 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 from typing import Final, cast
 
 import uvloop
 
 from actors.messages import Tick
+from backend.priority import give_way
 from backend.responses import iso_local
 from daemon.redis_tail import RedisTail
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("prefix")
     arguments = parser.parse_args()
-    os.nice(NICENESS)
+    give_way(NICENESS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(arguments.url, arguments.prefix))
 

@@ -11,13 +11,14 @@ and the machine, not a client library. It answers pings, as a browser does.
 
 import argparse
 import json
-import os
 import select
 import socket
 import sys
 import time
 from array import array
 from typing import Final
+
+from backend.priority import give_way
 
 NICENESS: Final = 10  # browsers would be on other machines: the daemon goes first
 _READ_BYTES: Final = 1 << 16
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     arguments = parser.parse_args()
-    os.nice(NICENESS)
+    give_way(NICENESS)
     cookies = []
     while cookie := sys.stdin.readline().strip():
         cookies.append(cookie)
