@@ -16,6 +16,7 @@ from daemon.errors import ReplayError
 from daemon.plan import SessionPlan, read_plan
 from daemon.session_files import current_session
 from daemon.settings import Settings
+from daemon.thinking_metrics import most_cycles_in
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Place:
     def settings(self) -> Settings:
         """The settings that the session began with."""
         return Settings.model_validate(self.plan.settings)
+
+    @cached_property
+    def most_cycles(self) -> int:
+        """Cycles of a thought of full depth; 0 without a model."""
+        return most_cycles_in(self.plan)
 
     @cached_property
     def timeframes(self) -> dict[str, str]:

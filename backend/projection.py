@@ -26,6 +26,7 @@ from actors.messages import (
     TradingSession,
 )
 from actors.positions import summed
+from backend.hrm_metrics import WINDOW, hrm_metrics
 from backend.place import Place
 from backend.responses import (
     EXIT_WORDS,
@@ -36,6 +37,7 @@ from backend.responses import (
     timeframe_seconds,
 )
 from daemon.bus import Envelope
+from daemon.thinking_metrics import Thoughts
 
 WATCHED = (
     Tick.stream,
@@ -146,7 +148,7 @@ class Projection:
     decisions: dict[str, Decision] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)  # by what they are a view of
     sessions: dict[str, TradingSession] = field(default_factory=dict)
-    beats_ns: dict[str, int] = field(default_factory=dict)
+    beats: dict[str, Heartbeat] = field(default_factory=dict)
     trades: list[Trade] = field(default_factory=list)
     now_ns: int = 0  # market time
     _held: dict[str, Position] = field(default_factory=dict)  # by instrument, options too
@@ -155,6 +157,7 @@ class Projection:
     _exits: dict[str, str] = field(default_factory=dict)  # exit orders: id -> instrument
     _trips: dict[str, _Trip] = field(default_factory=dict)
     _candles: dict[str, _Candle] = field(default_factory=dict)
+    _thoughts: dict[str, Thoughts] = field(default_factory=dict)
 
     def fold(self, message: Message) -> Iterator[Frame]:
         """Take one message; yield what the sockets should hear of it."""
@@ -168,6 +171,7 @@ class Projection:
                 yield Frame(
                     {"type": "stats_update"} | self.stats(message.instrument), message.instrument
                 )
+                yield from self._take_thought(message)
             case OptionChain() | OrderIntent() | PlaceOrder():
                 self._note(message)
             case ExecutionReport():
@@ -177,7 +181,7 @@ class Projection:
             case TradingSession():
                 yield from self._take_session(message)
             case Heartbeat():
-                self.beats_ns[message.actor] = message.at_ns
+                self.beats[message.actor] = message
             case Alert(severity="critical", text=text) if text.startswith(_NOT_CLOSED):
                 yield Frame({"type": "error", "message": text}, message.instrument or "")
             case _:
@@ -193,7 +197,8 @@ class Projection:
     def is_alive(self, wall_ns: int) -> bool:
         """Tell whether the daemon's risk actor gave a sign of life lately."""
         allowed_ns = int(self.place.settings.monitoring.silent_after_seconds * _NS)
-        return self.beats_ns.get("risk", 0) > wall_ns - allowed_ns
+        beat = self.beats.get("risk")
+        return beat is not None and beat.at_ns > wall_ns - allowed_ns
 
     def session_of(self, user_id: str) -> TradingSession | None:
         """Return the user's session, running or failed; None after its stop."""
@@ -358,6 +363,19 @@ class Projection:
                 name,
                 latest_of=f"position:{name}",
             )
+
+    def _take_thought(self, decision: Decision) -> Iterator[Frame]:
+        """Yield how the model thinks, if it did think."""
+        name = decision.instrument
+        if not (decision.cycles and self.place.most_cycles):
+            return
+        if name not in self._thoughts:
+            self._thoughts[name] = Thoughts(self.place.most_cycles, WINDOW)
+        thoughts = self._thoughts[name]
+        thoughts.note(decision)
+        limits = self.place.settings.monitoring
+        body = hrm_metrics(thoughts, decision, self.beats.get("reasoning"), limits)
+        yield Frame(body, name, latest_of=f"hrm_metrics:{name}")
 
     def _candle_with(self, tick: Tick) -> _Candle:
         """Return the bar the tick belongs to, with the tick in it."""

@@ -26,6 +26,7 @@ from actors.messages import (
     RiskVerdict,
 )
 from daemon.plan import SessionPlan
+from daemon.thinking_metrics import HRMMetrics, Thoughts, most_cycles_of
 from hrm.config import HRMConfig
 
 StoppedBy = Literal["end_of_data", "cancelled"]
@@ -34,7 +35,6 @@ PERIODS_PER_YEAR: Final = 252
 """The contract scales per-bar returns by the root of this, whatever the timeframe."""
 _ALL_CHECKS: Final = 10_000_000  # more bars than any file has: every forecast counts
 _NS_PER_SECOND = 1_000_000_000
-_OWN_END: Final = ("halted", "converged")
 
 
 class Trade(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,14 +48,6 @@ class Trade(msgspec.Struct, frozen=True, kw_only=True):
     pnl: float  # change of the realised result, charges included: an entry costs its brokerage
     position: int  # signed units held after it
     decision_id: str
-
-
-class HRMMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """How the model thought, over the decisions that it did think about; 0 without any."""
-
-    avg_reasoning_depth: float  # whole segments
-    computation_efficiency: float  # share of the greatest number of cycles that was not needed
-    hierarchical_convergence: float  # share of thoughts that halted or converged by themselves
 
 
 class BacktestResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,9 +107,7 @@ class Ledger:
 
     def __init__(self, initial_capital: float, model: HRMConfig | None) -> None:
         self._initial = initial_capital
-        self._most_cycles = (
-            model.convergence.n_cycles * model.adaptive_computation.m_max if model else 0
-        )
+        self._thoughts = Thoughts(most_cycles_of(model) if model else 0)
         self._positions: dict[str, Position] = {}
         self._prices: dict[str, Decimal] = {}
         self._purposes: dict[str, PlaceOrder] = {}
@@ -131,9 +121,6 @@ class Ledger:
         self._refusals: Counter[str] = Counter()
         self._alerts: Counter[str] = Counter()
         self._failed = 0
-        self._depths: list[int] = []
-        self._cycles: list[int] = []
-        self._own_ends = 0
         self._forecasts: dict[str, ForecastScore] = {}
         self._hash = sha256()
         self.bars = 0
@@ -203,7 +190,7 @@ class Ledger:
             charges=float(sum((position.charges for position in held), Decimal(0))),
             trades=tuple(self._trades),
             portfolio_values=tuple(self._values),
-            hrm_metrics=self._metrics(),
+            hrm_metrics=self._thoughts.metrics(),
             complexity_forecast={
                 name: score.summary() for name, score in sorted(self._forecasts.items())
             },
@@ -225,10 +212,7 @@ class Ledger:
         self._hash.update(msgspec.json.encode(decision))
         self._actions[decision.action] += 1
         self._failed += decision.failed
-        if decision.cycles:
-            self._depths.append(decision.reasoning_depth)
-            self._cycles.append(decision.cycles)
-            self._own_ends += decision.stop_reason in _OWN_END
+        self._thoughts.note(decision)
         self._closed = [
             (bar, decision)
             if (bar.instrument, bar.close_ns) == (decision.instrument, decision.bar_close_ns)
@@ -266,17 +250,6 @@ class Ledger:
                 price = self._prices[position.instrument]
                 value += position.net_quantity * (price - position.average_price)
         return float(round(value, 4))
-
-    def _metrics(self) -> HRMMetrics:
-        if not self._cycles:
-            return HRMMetrics(
-                avg_reasoning_depth=0.0, computation_efficiency=0.0, hierarchical_convergence=0.0
-            )
-        return HRMMetrics(
-            avg_reasoning_depth=statistics.fmean(self._depths),
-            computation_efficiency=1.0 - statistics.fmean(self._cycles) / self._most_cycles,
-            hierarchical_convergence=self._own_ends / len(self._cycles),
-        )
 
 
 def max_drawdown_percent(values: Sequence[float]) -> float:

@@ -8,17 +8,29 @@ from typing import Any
 
 import msgspec
 import pytest
-from backend_server import check_frame, check_schema, socket_facts
-from builders import OPEN_NS, a_fill, a_position, a_tick, an_intent, an_order
+from backend_server import added_messages, check_frame, check_schema, socket_facts
+from builders import (
+    OPEN_NS,
+    a_decision,
+    a_fill,
+    a_heartbeat,
+    a_position,
+    a_tick,
+    an_intent,
+    an_order,
+)
 from option_builders import a_chain, a_contract
 from recorded_session import RecordedSession, record_session
 
-from actors.messages import STREAMS, TradingSession
+from actors.messages import STREAMS, Decision, TradingSession
+from actors.policies import MonitoringSettings
 from backend.files import ResultFiles, metrics_of
+from backend.hrm_metrics import WINDOW, hrm_metrics
 from backend.place import Place
 from backend.projection import Frame, Projection, without_replaced
 from backend.responses import INACTIVE
 from daemon.bus import Entry, id_key
+from daemon.thinking_metrics import Thoughts
 
 CHANNEL = "/ws/live/{user_id}"
 
@@ -78,7 +90,8 @@ async def test_every_frame_of_a_session_has_the_shape_of_the_contract(
     for kind in kinds:
         for body in of_kind(frames, kind)[:200]:
             check_frame(CHANNEL, body)
-    assert {"started", "tick", "position_update", "trade_executed", "stats_update"} <= kinds
+    expected = {"started", "tick", "position_update", "trade_executed", "stats_update"}
+    assert expected | {"hrm_metrics"} <= kinds
 
 
 async def test_markers_use_the_five_words_and_opens_and_closes_alternate(
@@ -217,3 +230,50 @@ def test_two_options_on_one_underlying_add_up(recorded: RecordedSession) -> None
     assert projection.positions["Nifty"].realised_pnl == 475
     assert projection.stats("Nifty")["today_trades"] == 2
     assert projection.available_capital == 100_000 + 475 - 5_000
+
+
+def test_the_example_of_an_added_message_has_its_own_shape() -> None:
+    for message in added_messages(CHANNEL).values():
+        check_frame(CHANNEL, message["example"])
+
+
+async def test_the_dashboard_is_told_how_the_model_thought_and_never_what_it_did_not(
+    recorded: RecordedSession,
+) -> None:
+    projection, frames = await folded(recorded)
+    thoughts = [
+        entry.envelope.message
+        for entry in await recorded.bus.entries(Decision.stream)
+        if isinstance(entry.envelope.message, Decision) and entry.envelope.message.cycles
+    ]
+
+    told = of_kind(frames, "hrm_metrics")
+
+    assert len(told) == len(thoughts) > 0
+    for body, thought in zip(told, thoughts, strict=True):
+        assert body["adaptive_reasoning"]["reasoning_depth"] == thought.reasoning_depth
+        saved = 1 - thought.cycles / projection.place.most_cycles
+        assert body["adaptive_reasoning"]["efficiency_score"] == pytest.approx(saved, abs=1e-4)
+    last = thoughts[-WINDOW:]
+    depth = sum(thought.reasoning_depth for thought in last) / len(last)
+    assert told[-1]["computation_depth"] == pytest.approx(depth, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("elapsed_us", "rss_mib", "status"),
+    [(50_000, 100.0, "ok"), (50_001, 100.0, "warning"), (9, 3000.0, "warning"),
+     (100_001, 100.0, "critical"), (9, 4000.0, "critical")],
+)  # fmt: skip
+def test_the_status_goes_by_the_limits_of_the_alerts(
+    elapsed_us: int, rss_mib: float, status: str
+) -> None:
+    thoughts = Thoughts(most_cycles=128)
+    decision = a_decision(cycles=8, reasoning_depth=1, elapsed_us=elapsed_us)
+    thoughts.note(decision)
+    beat = a_heartbeat(actor="reasoning", rss_mib=rss_mib)
+
+    body = hrm_metrics(thoughts, decision, beat, MonitoringSettings())
+
+    check_frame(CHANNEL, body)
+    assert body["inference_performance"]["status"] == status
+    assert body["inference_performance"]["memory_mb"] == pytest.approx(rss_mib * 1.048576, abs=0.1)
