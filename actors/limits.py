@@ -26,8 +26,10 @@ class Limits:
 
     def see(self, tick: Tick) -> None:
         """Note the last price of an instrument; an older one is left out."""
+        if not self._is_on:
+            return
         last = self._ticks.get(tick.instrument)
-        if self._is_on and (last is None or tick.event_ns >= last.event_ns):
+        if last is None or tick.event_ns >= last.event_ns:
             self._ticks[tick.instrument] = tick
 
     def of(

@@ -82,7 +82,7 @@ class FyersConnection:
     async def keep_reading_chains(self, market_clock: Clock) -> None:
         """Put the option chains among the ticks every few seconds, for ever."""
         while True:
-            for chain in await self.chains.read_if_possible(market_clock.now_ns()):
+            for chain in await self.chains.read(market_clock.now_ns()):
                 await self.feed.waiting.put(chain)
             await market_clock.sleep(CHAINS_EVERY_S)
 

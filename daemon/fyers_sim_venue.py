@@ -226,7 +226,7 @@ class PlayedMarket:
         if now_ns - self._chains_ns < _CHAINS_EVERY_NS:
             return []
         self._chains_ns = now_ns
-        return await self._chains.read_if_possible(now_ns)
+        return await self._chains.read(now_ns)
 
     def _as_played(self, tick: Tick) -> Tick:
         """Mark a tick as one of candles: quotes around them are made up, and left out."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,8 +15,8 @@ from actors.messages import OptionChain
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.instruments import IST
-from daemon.clock import SystemClock
-from daemon.errors import BrokerRejected, BrokerUnavailable, DataError
+from daemon.clock import NS_PER_SECOND, SystemClock
+from daemon.errors import BrokerRejected, BrokerUnavailable
 from daemon.option_chains import STRIKES, OptionChains
 from daemon.settings import load_instruments, load_sessions
 from daemon.symbol_master import rows_about
@@ -112,11 +113,12 @@ async def test_the_symbol_master_is_read_once_a_day(account: Account) -> None:
 async def test_a_broker_that_does_not_answer_is_no_chain(account: Account) -> None:
     account.simulator.faults.inject("server_error", count=9, path="GET /data/options-chain-v3")
 
-    with pytest.raises(BrokerUnavailable):
-        await nifty(account)
+    assert await chains_of(account, "Nifty").read(account.simulator.now_ns) == []
 
 
-async def test_a_master_that_cannot_be_had_or_read_is_no_chain(account: Account) -> None:
+async def test_a_master_that_cannot_be_had_or_read_is_no_chain(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
     chains = chains_of(account, "Nifty")
 
     async def broken(name: str) -> bytes:
@@ -125,9 +127,36 @@ async def test_a_master_that_cannot_be_had_or_read_is_no_chain(account: Account)
     with pytest.raises(BrokerUnavailable, match="HTTP 404"):
         await account.rest.symbol_master("NSE_XX")
     account.rest.symbol_master = broken  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="no symbol master"):
-        await chains.read(account.simulator.now_ns)
-    assert await chains.read_if_possible(account.simulator.now_ns) == []
+
+    assert await chains.read(account.simulator.now_ns) == []
+    assert "no symbol master" in capsys.readouterr().out
+
+
+async def test_one_index_without_options_does_not_hide_the_others(account: Account) -> None:
+    unlisted = replace(CATALOGUE["Bankex"], exchange_symbol="NSE:NOWHERE-INDEX", session="NSE")
+    chains = OptionChains(account.rest, [unlisted, CATALOGUE["Bank_Nifty"]], CALENDAR)
+
+    read = await chains.read(account.simulator.now_ns)
+
+    assert [chain.underlying for chain in read] == ["Bank_Nifty"]
+
+
+async def test_a_master_of_yesterday_is_asked_for_again_after_half_an_hour(
+    account: Account,
+) -> None:
+    chains, calls = chains_of(account, "Nifty"), []
+    now_ns = account.simulator.now_ns
+    files = {name: await account.rest.symbol_master(name) for name in ("NSE_CM", "NSE_FO")}
+
+    async def of_yesterday(name: str) -> bytes:
+        calls.append(name)
+        return files[name].replace(b"2026-11-16", b"2026-11-13")
+
+    account.rest.symbol_master = of_yesterday  # type: ignore[method-assign]
+    for minutes in (0, 29, 30):
+        await chains.read(now_ns + minutes * 60 * NS_PER_SECOND)
+
+    assert calls == ["NSE_CM", "NSE_FO"] * 2
 
 
 def test_rows_that_are_not_wanted_are_passed_over() -> None:
