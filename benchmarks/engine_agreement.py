@@ -98,11 +98,10 @@ def rounded_to_four_bits(matrix: Floats) -> Floats:
 
 
 def _float_engine(arrays: Arrays, shape: Shape) -> Engine[Any, Any]:
-    encoder = OnnxEncoder(arrays, shape.config)
     try:
-        return NativeEngine(arrays, shape.config, native_library(), encoder)
+        return NativeEngine(arrays, shape.config, native_library())
     except NativeUnavailable:
-        return OnnxEngine(arrays, shape.config, encoder)
+        return OnnxEngine(arrays, shape.config, OnnxEncoder(arrays, shape.config))
 
 
 def _actions(engine: Engine[Any, Any], batch: Batch, shape: Shape) -> Any:

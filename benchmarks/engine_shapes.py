@@ -66,7 +66,7 @@ class Shape:
         try:
             library = native_library()
             for name, bits in NATIVE_BITS.items():
-                engines[name] = NativeEngine(arrays, config, library, encoder, bits=bits)
+                engines[name] = NativeEngine(arrays, config, library, bits=bits)
         except NativeUnavailable:
             pass
         choice = choose_engine(folder, weights, "auto", deadline_ms=BUDGET_MS)[1]
@@ -135,7 +135,9 @@ def speed(shape: Shape, rounds: int) -> dict[str, Any]:
         "segment_ms": {name: _spread(times) for name, times in taken.items()},
         "ratio_to_bound": _rounded({name: middle[name] / bounds[name] for name in bounds}),
         "speedup_over_eager": _rounded({name: middle["eager"] / middle[name] for name in bounds}),
-        "encode_ms": _spread(encode_times(shape, rounds)),
+        "encode_ms": {
+            name: _spread(times) for name, times in encode_times(shape, rounds // 4).items()
+        },
         "engine_segments_in_50ms_p99": depths(shape, thinkers, rounds),
         "batches": {str(rows): batch_speed(shape, rows, rounds) for rows in BATCHES},
     }
@@ -169,10 +171,17 @@ def batch_speed(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
     return {name: _spread(times) for name, times in taken.items()}
 
 
-def encode_times(shape: Shape, rounds: int) -> list[float]:
-    """Return the milliseconds of reading one market, which every engine but eager does alike."""
-    engine, batch = shape.engines["onnx"], _batch(shape.config, 1)
-    return [1e3 * taken for taken in _times(lambda: engine.encode(batch), rounds)]
+def encode_times(shape: Shape, rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds of reading one market, by engine."""
+    batch = _batch(shape.config, 1)
+    taken: dict[str, list[float]] = {name: [] for name in shape.engines}
+    for turn in range(rounds + WARM_UP_ROUNDS):
+        for name, engine in shape.engines.items():
+            began = time.perf_counter()
+            engine.encode(batch)
+            if turn >= WARM_UP_ROUNDS:
+                taken[name].append(1e3 * (time.perf_counter() - began))
+    return taken
 
 
 def depths(shape: Shape, names: Sequence[str], rounds: int) -> dict[str, int]:

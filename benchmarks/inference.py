@@ -129,7 +129,7 @@ def _started(folder: Path, state: str) -> tuple[float, tuple[float, bool, str]]:
 
 def _timed(steps: list[dict[str, float]], facts: dict[str, Any]) -> list[dict[str, float]]:
     """Add to each depth the milliseconds after which the chosen engine has read it."""
-    once = facts["encode_ms"]["p50"]
+    once = facts["encode_ms"][facts["chosen"]]["p50"]
     each = facts["segment_ms"][facts["chosen"]]["p50"]
     return [step | {"ms": round(once + step["segments"] * each, 3)} for step in steps]
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from hrm.config import ServingEngine
-from hrm.engine import Engine, Floats
+from hrm.config import HRMConfig, ServingEngine
+from hrm.engine import Engine
 from hrm.engine_facts import EngineFacts, facts_path, read_facts, write_facts
 from hrm.gate import Decided, GateFigures, compared, decided
 from hrm.gate_inputs import NoGateInputs, gate_batch
 from hrm.native_engine import NativeBits, NativeEngine
 from hrm.native_library import NativeLibrary, NativeUnavailable, native_library
-from hrm.onnx_engine import OnnxEncoder, OnnxEngine
 from hrm.parity import TOLERANCE, drawn_batch, largest_difference
 from hrm.weights import Weights
 
@@ -104,30 +103,14 @@ class Candidates:
             except Refused as error:
                 self.unavailable[name] = str(error)
         if engines:
-            taken_ms = segment_milliseconds(engines, self._encoded(), self._cycles)
-            self.facts.segment_ms |= {str(name): value for name, value in taken_ms.items()}
+            taken_ms = measured_milliseconds(engines, self.config)
+            for kept, times in zip(
+                (self.facts.encode_ms, self.facts.segment_ms), taken_ms, strict=True
+            ):
+                kept |= {str(name): value for name, value in times.items()}
             self._keep()
         known = self.facts.segment_ms
         return {name: known[name] for name in names if name in known}
-
-    def _encoded(self) -> Floats:
-        """Read one drawn market; how long that takes is measured by the way."""
-        batch = drawn_batch(self.config, 1)
-        encoded, taken = self._encoder.encode(batch), []
-        for _ in range(LEAST_ROUNDS):
-            began = time.perf_counter()
-            self._encoder.encode(batch)
-            taken.append(1e3 * (time.perf_counter() - began))
-        self.facts.encode_ms = round(float(np.median(taken)), 4)
-        return encoded
-
-    @property
-    def _cycles(self) -> int:
-        return self.config.convergence.n_cycles
-
-    @cached_property
-    def _encoder(self) -> OnnxEncoder:
-        return OnnxEncoder(self._weights.arrays, self.config)
 
     @cached_property
     def library(self) -> NativeLibrary:
@@ -137,12 +120,16 @@ class Candidates:
         if name not in self._engines:
             arrays, config = self._weights.arrays, self.config
             if name == "onnx":
-                self._engines[name] = OnnxEngine(arrays, config, self._encoder)
+                from hrm.onnx_engine import (  # noqa: PLC0415 - loads the runtime, 60 MiB of it
+                    OnnxEncoder,
+                    OnnxEngine,
+                )
+
+                self._engines[name] = OnnxEngine(arrays, config, OnnxEncoder(arrays, config))
             else:
                 try:
-                    self._engines[name] = NativeEngine(
-                        arrays, config, self.library, self._encoder, bits=NATIVE_BITS[name]
-                    )
+                    bits = NATIVE_BITS[name]
+                    self._engines[name] = NativeEngine(arrays, config, self.library, bits=bits)
                 except NativeUnavailable as error:
                     raise Refused(str(error)) from error
         return self._engines[name]
@@ -152,23 +139,35 @@ class Candidates:
             write_facts(self._path, self.facts)
 
 
-def segment_milliseconds(
+def measured_milliseconds(
     engines: dict[ServingEngine, Engine[Any, Any]],
-    encoded: Floats,
-    cycles: int,
+    config: HRMConfig,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[ServingEngine, float]:
-    """Return the median time of a segment of each engine; they run in turn, a few hundred ms."""
-    taken: dict[ServingEngine, list[float]] = {name: [] for name in engines}
+) -> tuple[dict[ServingEngine, float], dict[ServingEngine, float]]:
+    """Return the median times of reading one market and of a segment, of each engine.
+
+    They run in turn, for a few hundred milliseconds together.
+    """
+    batch = drawn_batch(config, 1)
+    encoding: dict[ServingEngine, list[float]] = {name: [] for name in engines}
+    thinking: dict[ServingEngine, list[float]] = {name: [] for name in engines}
     began = clock()
     for turn in range(MOST_ROUNDS):
         for name, engine in engines.items():
+            times = [clock()]
+            encoded = engine.encode(batch)
+            times.append(clock())
             state = engine.start(encoded)
-            start = clock()
-            for _ in range(cycles):
+            for _ in range(config.convergence.n_cycles):
                 state = engine.cycle(state, encoded)
-            taken[name].append(1e3 * (clock() - start))
+            times.append(clock())
+            encoding[name].append(1e3 * (times[1] - times[0]))
+            thinking[name].append(1e3 * (times[2] - times[1]))
         if turn >= LEAST_ROUNDS and clock() - began > MEASURE_SECONDS:
             break
-    # The first one warms up.
+    return _medians(encoding), _medians(thinking)
+
+
+def _medians(taken: dict[ServingEngine, list[float]]) -> dict[ServingEngine, float]:
+    """Return the medians without the first of each, which warms up."""
     return {name: round(float(np.median(times[1:])), 4) for name, times in taken.items()}

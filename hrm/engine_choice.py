@@ -23,16 +23,16 @@ SPARE = 0.5  # share of the deadline in which full depth must fit by the median,
 class EngineChoice:
     """Hold the engine that serves and why, and what was found out about the others.
 
-    difference: of any output from the reference, None where it was not measured. segment_ms: median
-    of one decision's segment, by engine, as far as it had to be measured. refused: why an engine
-    may not serve. simd: the instruction set of a native one, "" for another.
+    difference: of any output from the reference, None where it was not measured. encode_ms,
+    segment_ms: medians of one decision, by engine, as far as they had to be measured. refused: why
+    an engine may not serve. simd: the instruction set of a native one, "" for another.
     """
 
     name: ServingEngine
     difference: float | None
     reason: str
     simd: str = ""
-    encode_ms: float | None = None
+    encode_ms: dict[str, float] = field(default_factory=dict)
     segment_ms: dict[str, float] = field(default_factory=dict)
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ def _choice(
         difference=difference,
         reason=reason,
         simd=candidates.library.level if name in NATIVE_BITS else "",
-        encode_ms=candidates.facts.encode_ms or None,
+        encode_ms=dict(candidates.facts.encode_ms),
         segment_ms=dict(candidates.facts.segment_ms),
         gates={key: figures.as_json() for key, figures in candidates.facts.gates.items()},
         refused={str(key): text for key, text in candidates.unavailable.items()} | refused,
@@ -120,7 +120,7 @@ def _choice(
 
 def _full_depth_ms(candidates: Candidates, name: ServingEngine) -> float:
     segments = candidates.config.adaptive_computation.m_max
-    return candidates.facts.encode_ms + segments * candidates.facts.segment_ms[name]
+    return candidates.facts.encode_ms[name] + segments * candidates.facts.segment_ms[name]
 
 
 def _fits(candidates: Candidates, name: ServingEngine, deadline_ms: float) -> bool:

@@ -18,17 +18,17 @@ from hrm.gate import GateFigures
 from hrm.native_library import SIMD_VARIABLE, sources_digest
 
 FOLDER = "engines"  # below the state folder
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class EngineFacts:
-    """Hold what was measured, by the engine's name; encode_ms: one reading of the market.
+    """Hold what was measured, by the engine's name; encode_ms: of reading the market once.
 
     differences: of any output from the reference; a coarser engine is held to its own at each load.
     """
 
-    encode_ms: float = 0.0
+    encode_ms: dict[str, float] = field(default_factory=dict)
     segment_ms: dict[str, float] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     gates: dict[str, GateFigures] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def read_facts(path: Path) -> EngineFacts:
     try:
         kept: dict[str, Any] = json.loads(path.read_bytes())
         return EngineFacts(
-            encode_ms=float(kept["encode_ms"]),
+            encode_ms={name: float(value) for name, value in kept["encode_ms"].items()},
             segment_ms={name: float(value) for name, value in kept["segment_ms"].items()},
             differences={name: float(value) for name, value in kept["differences"].items()},
             gates={name: GateFigures(**value) for name, value in kept["gates"].items()},

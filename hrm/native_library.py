@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-ABI = 2  # HRM_ABI of hrm/native/core.h
+ABI = 3  # HRM_ABI of hrm/native/core.h
 SOURCES = Path(__file__).with_name("native")
 BUILT = SOURCES / "build"
 LIBRARY_NAME, RECORD_NAME = "kernel.so", "kernel.json"
@@ -41,7 +41,7 @@ class Matrix(ctypes.Structure):
 class Block(ctypes.Structure):
     """Mirror struct hrm_block."""
 
-    _fields_ = (("gate_up", Matrix), ("down", Matrix))
+    _fields_ = tuple((name, Matrix) for name in ("query_key_value", "out", "gate_up", "down"))
 
 
 class Module(ctypes.Structure):
@@ -49,8 +49,13 @@ class Module(ctypes.Structure):
 
     _fields_ = (
         ("blocks", ctypes.POINTER(Block)),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
         ("n_blocks", ctypes.c_int32),
         ("width", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("tokens", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
         ("from_other", Matrix),
     )
 
@@ -58,22 +63,32 @@ class Module(ctypes.Structure):
 class Core(ctypes.Structure):
     """Mirror struct hrm_core."""
 
-    _fields_ = (
-        ("high", Module),
-        ("low", Module),
-        ("timesteps", ctypes.c_int32),
-        ("epsilon", ctypes.c_float),
-    )
-
-
-_POINTERS_OF_A_STEP = ("encoded", "high", "low", "next_high", "next_low", "ratios", "scratch")
+    _fields_ = (("high", Module), ("low", Module), ("timesteps", ctypes.c_int32))
 
 
 class Step(ctypes.Structure):
     """Mirror struct hrm_step."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in _POINTERS_OF_A_STEP),
+        ("encoded", ctypes.c_void_p),
+        ("high", ctypes.c_void_p),
+        ("low", ctypes.c_void_p),
+        ("next_high", ctypes.c_void_p),
+        ("next_low", ctypes.c_void_p),
+        ("ratios", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("rows", ctypes.c_int32),
+    )
+
+
+class Reading(ctypes.Structure):
+    """Mirror struct hrm_reading."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_void_p),
+        ("present", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
         ("rows", ctypes.c_int32),
     )
 
@@ -148,10 +163,11 @@ def _loaded(folder: Path) -> ctypes.CDLL:
 def _declare(functions: ctypes.CDLL) -> None:
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     functions.hrm_best_level.argtypes, functions.hrm_best_level.restype = (), number
-    functions.hrm_scratch_bytes.argtypes = (ctypes.POINTER(Core), number)
+    functions.hrm_scratch_bytes.argtypes = (pointer, pointer, number)
     functions.hrm_scratch_bytes.restype = ctypes.c_size_t
     functions.hrm_cycle.argtypes = (number, pointer, pointer)  # addresses: faster to pass
     functions.hrm_cycle.restype = None
+    functions.hrm_read.argtypes, functions.hrm_read.restype = (number, pointer, pointer), None
     functions.hrm_float_product.argtypes = (
         number,
         ctypes.POINTER(Matrix),

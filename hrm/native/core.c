@@ -1,4 +1,4 @@
-/* The arithmetic of the core, in sixteen lanes; compiled once for each instruction set.
+/* The arithmetic of the model, in sixteen lanes; compiled once for each instruction set.
  *
  * Compile with -ffp-contract=off: a product and a sum are rounded together only where vf_fma says so.
  */
@@ -147,45 +147,71 @@ static void whole_product(const struct hrm_matrix *m, size_t rows, const float *
 
 /* ---- The model. ---- */
 
-static size_t padded(int32_t width) { return ((size_t)width + PANEL - 1) / PANEL * PANEL; }
+static size_t up_to(size_t count, size_t step) { return (count + step - 1) / step * step; }
+static size_t padded(int32_t width) { return up_to((size_t)width, PANEL); }
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* What one call works in; every array is [rows, the widest padded width] or smaller. */
+/* What one call works in: arrays of [rows, tokens, the widest padded width], and what one head of
+ * one row needs. */
 struct room {
-    float *high, *low, *injection, *branch, *inner, *steps;
+    float *high, *low, *injection, *branch, *mixed, *inner, *steps, *head;
     unsigned char *whole; /* two bytes a number */
 };
 
-static size_t widest(const struct hrm_core *core) {
-    const struct hrm_module *modules[2] = {&core->high, &core->low};
-    size_t most = 0;
-    for (int i = 0; i < 2; i++) {
-        const size_t width = padded(modules[i]->width);
-        if (width > most) most = width;
-        for (int32_t b = 0; b < modules[i]->n_blocks; b++) {
-            const size_t inner = (size_t)modules[i]->blocks[b].gate_up.outputs;
-            if (inner > most) most = inner;
-        }
+static size_t widest(const struct hrm_module *module) {
+    size_t most = padded(module->width);
+    for (int32_t b = 0; b < module->n_blocks; b++) {
+        most = larger(most, (size_t)module->blocks[b].gate_up.outputs);
+        if (module->heads) most = larger(most, (size_t)module->blocks[b].query_key_value.outputs);
     }
     return most;
 }
 
-size_t NAME(hrm_scratch_bytes)(const struct hrm_core *core, int32_t rows) {
-    const size_t each = widest(core) * (size_t)rows;
-    return each * (5 * sizeof(float) + 2) + padded(rows) * sizeof(float);
+static size_t head_width(const struct hrm_module *module) {
+    return module->heads ? up_to((size_t)(module->width / module->heads), LANES) : 0;
 }
 
-static struct room room_in(const struct hrm_core *core, int32_t rows, void *scratch) {
-    const size_t each = widest(core) * (size_t)rows;
+/* Queries, keys and values of one head, scores of one token, and which tokens may be read. */
+static size_t head_floats(const struct hrm_module *module) {
+    const size_t tokens = (size_t)module->tokens;
+    return up_to(3 * tokens * head_width(module) + 2 * up_to(tokens, LANES), PANEL);
+}
+
+/* How large the arrays of a room are, in numbers: for either of two modules. */
+struct extent {
+    size_t tokens, each, head;
+};
+
+static struct extent extent_of(const struct hrm_module *one, const struct hrm_module *other,
+                               int32_t rows) {
+    const size_t tokens = (size_t)rows * (size_t)one->tokens;
+    return (struct extent){
+        .tokens = up_to(tokens, PANEL),
+        .each = larger(widest(one), widest(other)) * tokens,
+        .head = larger(head_floats(one), head_floats(other)),
+    };
+}
+
+size_t NAME(hrm_scratch_bytes)(const struct hrm_module *one, const struct hrm_module *other,
+                               int32_t rows) {
+    const struct extent extent = extent_of(one, other, rows);
+    return (6 * extent.each + extent.tokens + extent.head) * sizeof(float) + 2 * extent.each;
+}
+
+static struct room room_in(struct extent extent, void *scratch) {
+    const size_t each = extent.each;
     float *start = scratch;
     struct room room = {
         .high = start,
         .low = start + each,
         .injection = start + 2 * each,
         .branch = start + 3 * each,
-        .inner = start + 4 * each,
-        .steps = start + 5 * each,
+        .mixed = start + 4 * each,
+        .inner = start + 5 * each,
+        .steps = start + 6 * each,
+        .head = start + 6 * each + extent.tokens,
     };
-    room.whole = (unsigned char *)(room.steps + padded(rows));
+    room.whole = (unsigned char *)(room.head + extent.head);
     return room;
 }
 
@@ -206,18 +232,21 @@ static void add(float *x, const float *y, size_t count) {
     for (size_t i = 0; i < count; i += LANES) vf_store(x + i, vf_add(vf_load(x + i), vf_load(y + i)));
 }
 
-/* x = rms_norm(x + y), one row; the padding of x and y is zero and stays so. */
-static void add_and_norm(float *x, const float *y, int32_t width, float epsilon) {
-    const size_t wide = padded(width);
-    vf squares = vf_zero();
-    for (size_t i = 0; i < wide; i += LANES) {
-        const vf sum = vf_add(vf_load(x + i), vf_load(y + i));
-        squares = vf_fma(sum, sum, squares);
-        vf_store(x + i, sum);
+/* x = rms_norm(x + y), token by token; the padding of x and y is zero and stays so. */
+static void add_and_norm(const struct hrm_module *module, size_t tokens, float *x,
+                         const float *y) {
+    const size_t wide = padded(module->width);
+    for (size_t token = 0; token < tokens; token++, x += wide, y += wide) {
+        vf squares = vf_zero();
+        for (size_t i = 0; i < wide; i += LANES) {
+            const vf sum = vf_add(vf_load(x + i), vf_load(y + i));
+            squares = vf_fma(sum, sum, squares);
+            vf_store(x + i, sum);
+        }
+        const float mean = sum_of(squares) / (float)module->width;
+        const vf factor = vf_all(1.0f / sqrtf(mean + module->epsilon));
+        for (size_t i = 0; i < wide; i += LANES) vf_store(x + i, vf_mul(vf_load(x + i), factor));
     }
-    const float mean = sum_of(squares) / (float)width;
-    const vf factor = vf_all(1.0f / sqrtf(mean + epsilon));
-    for (size_t i = 0; i < wide; i += LANES) vf_store(x + i, vf_mul(vf_load(x + i), factor));
 }
 
 /* gated = silu(gate) * up for rows of [gate, up], in place: row r of the result is [inner] wide. */
@@ -238,37 +267,137 @@ static void product(const struct hrm_matrix *m, size_t rows, const float *x, flo
         float_product(m, rows, x, y);
 }
 
-static void stack(const struct hrm_module *module, size_t rows, float epsilon, float *x,
-                  const struct room *room) {
-    const size_t wide = padded(module->width);
+/* Copy what one head has of every token, turned by its position if there are tables. */
+static void gather(const float *from, size_t stride, size_t tokens, size_t width,
+                   const float *cosines, const float *sines, float *to) {
+    const size_t wide = up_to(width, LANES), half = width / 2;
+    memset(to, 0, tokens * wide * sizeof(float));
+    for (size_t token = 0; token < tokens; token++, from += stride, to += wide) {
+        if (!cosines) {
+            memcpy(to, from, width * sizeof(float));
+            continue;
+        }
+        const float *cosine = cosines + token * width, *sine = sines + token * width;
+        for (size_t i = 0; i < half; i++) {
+            to[i] = from[i] * cosine[i] - from[half + i] * sine[i];
+            to[half + i] = from[half + i] * cosine[half + i] + from[i] * sine[half + i];
+        }
+    }
+}
+
+/* Turn scores [tokens] into shares of those that are present, which is 1 or 0 in each lane. */
+static void softmax(float *scores, const float *present, size_t tokens) {
+    const size_t wide = up_to(tokens, LANES);
+    float most = -INFINITY;
+    for (size_t i = 0; i < tokens; i++)
+        if (present[i] > 0.0f && !(scores[i] <= most)) most = scores[i];
+    vf total = vf_zero();
+    for (size_t i = 0; i < wide; i += LANES) {
+        const vf share = exp_of(vf_sub(vf_load(scores + i), vf_all(most)));
+        const vf shown = vf_mul(share, vf_load(present + i));
+        total = vf_add(total, shown);
+        vf_store(scores + i, shown);
+    }
+    const vf per = vf_all(1.0f / sum_of(total));
+    for (size_t i = 0; i < wide; i += LANES) vf_store(scores + i, vf_mul(vf_load(scores + i), per));
+}
+
+/* One head of one row: from joined queries, keys and values to its part of mixed [tokens, width];
+ * room is that of one head. */
+static void attend(const struct hrm_module *module, size_t head, const float *joined, size_t stride,
+                   const float *present, float *room, float *mixed) {
+    const size_t tokens = (size_t)module->tokens, whole = (size_t)module->width;
+    const size_t width = whole / (size_t)module->heads, wide = up_to(width, LANES);
+    const float *start = joined + head * width;
+    float *queries = room, *keys = room + tokens * wide, *values = keys + tokens * wide;
+    float *scores = values + tokens * wide;
+    gather(start, stride, tokens, width, module->cosines, module->sines, queries);
+    gather(start + whole, stride, tokens, width, module->cosines, module->sines, keys);
+    gather(start + 2 * whole, stride, tokens, width, NULL, NULL, values);
+    const float per = 1.0f / sqrtf((float)width);
+    memset(scores, 0, up_to(tokens, LANES) * sizeof(float));
+    for (size_t token = 0; token < tokens; token++) {
+        for (size_t other = 0; other < tokens; other++) {
+            vf sum = vf_zero();
+            for (size_t i = 0; i < wide; i += LANES)
+                sum = vf_fma(vf_load(queries + token * wide + i), vf_load(keys + other * wide + i),
+                             sum);
+            scores[other] = sum_of(sum) * per;
+        }
+        softmax(scores, present, tokens);
+        float said[LANES];
+        for (size_t i = 0; i < wide; i += LANES) {
+            vf sum = vf_zero();
+            for (size_t other = 0; other < tokens; other++)
+                sum = vf_fma(vf_all(scores[other]), vf_load(values + other * wide + i), sum);
+            vf_store(said, sum);
+            const size_t count = width - i < LANES ? width - i : LANES;
+            memcpy(mixed + token * padded(module->width) + head * width + i, said,
+                   count * sizeof(float));
+        }
+    }
+}
+
+static void attention(const struct hrm_module *module, const struct hrm_block *block, size_t rows,
+                      const unsigned char *present, float *x, const struct room *room) {
+    const size_t tokens = (size_t)module->tokens, wide = padded(module->width);
+    const size_t stride = (size_t)block->query_key_value.outputs;
+    float *shown = room->head + 3 * tokens * head_width(module) + up_to(tokens, LANES);
+    product(&block->query_key_value, rows * tokens, x, room->inner, room);
+    memset(room->mixed, 0, rows * tokens * wide * sizeof(float));
+    memset(shown, 0, up_to(tokens, LANES) * sizeof(float));
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t i = 0; i < tokens; i++)
+            shown[i] = !present || present[row * tokens + i] ? 1.0f : 0.0f;
+        for (size_t head = 0; head < (size_t)module->heads; head++)
+            attend(module, head, room->inner + row * tokens * stride, stride, shown, room->head,
+                   room->mixed + row * tokens * wide);
+    }
+    product(&block->out, rows * tokens, room->mixed, room->branch, room);
+    add_and_norm(module, rows * tokens, x, room->branch);
+}
+
+/* present: [rows, tokens], or NULL where every token may be read. */
+static void stack(const struct hrm_module *module, size_t rows, const unsigned char *present,
+                  float *x, const struct room *room) {
+    const size_t tokens = rows * (size_t)module->tokens;
     for (int32_t b = 0; b < module->n_blocks; b++) {
         const struct hrm_block *block = module->blocks + b;
-        product(&block->gate_up, rows, x, room->inner, room);
-        gate(room->inner, rows, (size_t)block->down.inputs);
-        product(&block->down, rows, room->inner, room->branch, room);
-        for (size_t row = 0; row < rows; row++)
-            add_and_norm(x + row * wide, room->branch + row * wide, module->width, epsilon);
+        if (module->heads) attention(module, block, rows, present, x, room);
+        product(&block->gate_up, tokens, x, room->inner, room);
+        gate(room->inner, tokens, (size_t)block->down.inputs);
+        product(&block->down, tokens, room->inner, room->branch, room);
+        add_and_norm(module, tokens, x, room->branch);
     }
 }
 
 void NAME(hrm_cycle)(const struct hrm_core *core, const struct hrm_step *step) {
-    const size_t rows = (size_t)step->rows;
-    const size_t high_wide = padded(core->high.width), low_wide = padded(core->low.width);
-    const struct room room = room_in(core, step->rows, step->scratch);
-    pad(step->high, rows, core->high.width, room.high);
-    pad(step->low, rows, core->low.width, room.low);
-    pad(step->encoded, rows, core->high.width, room.branch);
-    add(room.branch, room.high, rows * high_wide);
-    product(&core->low.from_other, rows, room.branch, room.injection, &room);
+    const struct hrm_module *high = &core->high, *low = &core->low;
+    const size_t rows = (size_t)step->rows, tokens = rows * (size_t)high->tokens;
+    const struct room room = room_in(extent_of(high, low, step->rows), step->scratch);
+    pad(step->high, tokens, high->width, room.high);
+    pad(step->low, tokens, low->width, room.low);
+    pad(step->encoded, tokens, high->width, room.branch);
+    add(room.branch, room.high, tokens * padded(high->width));
+    product(&low->from_other, tokens, room.branch, room.injection, &room);
     for (int32_t t = 0; t < core->timesteps; t++) {
-        add(room.low, room.injection, rows * low_wide);
-        stack(&core->low, rows, core->epsilon, room.low, &room);
+        add(room.low, room.injection, tokens * padded(low->width));
+        stack(low, rows, NULL, room.low, &room);
     }
-    product(&core->high.from_other, rows, room.low, room.branch, &room);
-    add(room.high, room.branch, rows * high_wide);
-    stack(&core->high, rows, core->epsilon, room.high, &room);
-    unpad(room.high, rows, core->high.width, step->next_high);
-    unpad(room.low, rows, core->low.width, step->next_low);
+    product(&high->from_other, tokens, room.low, room.branch, &room);
+    add(room.high, room.branch, tokens * padded(high->width));
+    stack(high, rows, NULL, room.high, &room);
+    unpad(room.high, tokens, high->width, step->next_high);
+    unpad(room.low, tokens, low->width, step->next_low);
+}
+
+void NAME(hrm_read)(const struct hrm_module *encoder, const struct hrm_reading *reading) {
+    const size_t rows = (size_t)reading->rows, tokens = rows * (size_t)encoder->tokens;
+    const struct room room =
+        room_in(extent_of(encoder, encoder, reading->rows), reading->scratch);
+    pad(reading->tokens, tokens, encoder->width, room.high);
+    stack(encoder, rows, reading->present, room.high, &room);
+    unpad(room.high, tokens, encoder->width, reading->read);
 }
 
 void NAME(hrm_float_product)(const struct hrm_matrix *m, int32_t rows, const float *x, float *y) {

@@ -1,7 +1,7 @@
-/* The looped core of the model as one foreign call per cycle: what Python hands over, and how.
+/* The model as foreign calls, one to read a market and one per cycle: what Python hands over.
  *
- * Formulas are those of hrm/model.py and hrm/parity.py, for one token in the loop: post-norm blocks
- * x = rms_norm(x + down(silu(gate) * up)) without attention. Everything is allocated by the caller.
+ * Formulas are those of hrm/model.py and hrm/parity.py: post-norm blocks without biases, with
+ * attention where there is more than one token. Everything is allocated by the caller.
  *
  * Layout. Every width is padded with zeros to a multiple of PANEL. A matrix [outputs, inputs] is
  * stored in panels of PANEL outputs; within a panel the inputs follow one another, and for each of
@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HRM_ABI 2 /* raised with any change of this file; hrm/native_library.py has it too */
+#define HRM_ABI 3 /* raised with any change of this file; hrm/native_library.py has it too */
 #define PANEL 64
 
 enum hrm_format { HRM_F32 = 0, HRM_F16 = 1, HRM_I8 = 2 };
@@ -39,14 +39,21 @@ struct hrm_matrix {
 };
 
 struct hrm_block {
+    struct hrm_matrix query_key_value; /* three times [width] outputs, heads side by side */
+    struct hrm_matrix out;
     struct hrm_matrix gate_up; /* gate in the first half of the outputs, up in the second */
     struct hrm_matrix down;
 };
 
 struct hrm_module {
     const struct hrm_block *blocks;
+    const float *cosines; /* [tokens, width / heads], as hrm.rotary has them */
+    const float *sines;
     int32_t n_blocks;
-    int32_t width;                /* as the model has it */
+    int32_t width; /* as the model has it */
+    int32_t heads; /* 0: without attention, for one token */
+    int32_t tokens;
+    float epsilon; /* of rms_norm */
     struct hrm_matrix from_other; /* reads the other module's state: from_low, from_high */
 };
 
@@ -54,13 +61,12 @@ struct hrm_core {
     struct hrm_module high;
     struct hrm_module low;
     int32_t timesteps; /* updates of L per update of H */
-    float epsilon;     /* of rms_norm */
 };
 
-/* States and encodings are dense [rows, width]; scratch is 64-byte aligned and of the size that
- * hrm_scratch_bytes says. Outputs may not overlap inputs. */
+/* States and encodings are dense [rows, tokens, width]; scratch is 64-byte aligned and of the size
+ * that hrm_scratch_bytes says for the widest module. Outputs may not overlap inputs. */
 struct hrm_step {
-    const float *encoded; /* [rows, high.width] */
+    const float *encoded; /* as wide as high */
     const float *high;
     const float *low;
     float *next_high;
@@ -70,11 +76,20 @@ struct hrm_step {
     int32_t rows;
 };
 
+struct hrm_reading {
+    const float *tokens;          /* [rows, tokens, width] */
+    const unsigned char *present; /* [rows, tokens]: 0 where a token may not be read */
+    float *read;                  /* [rows, tokens, width] */
+    void *scratch;
+    int32_t rows;
+};
+
 /* As hrm/native_library.py mirrors them. */
 _Static_assert(sizeof(struct hrm_matrix) == 40, "hrm_matrix");
-_Static_assert(sizeof(struct hrm_block) == 80, "hrm_block");
-_Static_assert(sizeof(struct hrm_module) == 56, "hrm_module");
-_Static_assert(sizeof(struct hrm_core) == 120, "hrm_core");
+_Static_assert(sizeof(struct hrm_block) == 160, "hrm_block");
+_Static_assert(sizeof(struct hrm_module) == 88, "hrm_module");
+_Static_assert(sizeof(struct hrm_core) == 184, "hrm_core");
 _Static_assert(sizeof(struct hrm_step) == 64, "hrm_step");
+_Static_assert(sizeof(struct hrm_reading) == 40, "hrm_reading");
 
 #endif

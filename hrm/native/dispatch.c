@@ -7,7 +7,9 @@
 enum { NONE = 0, AVX2 = 1, AVX512 = 2 };
 #define FLUSH_DENORMALS 0x8040u /* results and inputs: FTZ and DAZ of MXCSR */
 
-size_t hrm_scratch_bytes_avx2(const struct hrm_core *, int32_t);
+size_t hrm_scratch_bytes_avx2(const struct hrm_module *, const struct hrm_module *, int32_t);
+void hrm_read_avx2(const struct hrm_module *, const struct hrm_reading *);
+void hrm_read_avx512(const struct hrm_module *, const struct hrm_reading *);
 void hrm_cycle_avx2(const struct hrm_core *, const struct hrm_step *);
 void hrm_cycle_avx512(const struct hrm_core *, const struct hrm_step *);
 void hrm_float_product_avx2(const struct hrm_matrix *, int32_t, const float *, float *);
@@ -28,8 +30,10 @@ int32_t hrm_best_level(void) {
     return AVX2;
 }
 
-size_t hrm_scratch_bytes(const struct hrm_core *core, int32_t rows) {
-    return hrm_scratch_bytes_avx2(core, rows);
+/* What a call needs that runs either of two modules of equal token count. */
+size_t hrm_scratch_bytes(const struct hrm_module *one, const struct hrm_module *other,
+                         int32_t rows) {
+    return hrm_scratch_bytes_avx2(one, other, rows);
 }
 
 /* |after - before| / |after| for each row of [rows, width]. */
@@ -56,9 +60,21 @@ void hrm_cycle(int32_t level, const struct hrm_core *core, const struct hrm_step
     else
         hrm_cycle_avx2(core, step);
     _mm_setcsr(before);
-    hrm_residual(step->rows, core->high.width, step->high, step->next_high, step->ratios);
-    hrm_residual(step->rows, core->low.width, step->low, step->next_low,
+    const int32_t tokens = core->high.tokens;
+    hrm_residual(step->rows, tokens * core->high.width, step->high, step->next_high, step->ratios);
+    hrm_residual(step->rows, tokens * core->low.width, step->low, step->next_low,
                  step->ratios + step->rows);
+}
+
+/* Run the encoder's blocks over tokens that are already there. */
+void hrm_read(int32_t level, const struct hrm_module *encoder, const struct hrm_reading *reading) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | FLUSH_DENORMALS);
+    if (level == AVX512)
+        hrm_read_avx512(encoder, reading);
+    else
+        hrm_read_avx2(encoder, reading);
+    _mm_setcsr(before);
 }
 
 /* y [rows, outputs] of x [rows, inputs], both padded, for a matrix of floats. */

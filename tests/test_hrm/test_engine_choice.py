@@ -39,10 +39,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def known_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(engines: dict[ServingEngine, Any], *_: Any) -> dict[ServingEngine, float]:
-        return {name: SPEEDS[name] for name in engines}
+    def told(engines: dict[ServingEngine, Any], *_: Any) -> tuple[dict[ServingEngine, float], ...]:
+        return dict.fromkeys(engines, 1.0), {name: SPEEDS[name] for name in engines}
 
-    monkeypatch.setattr(engine_candidates, "segment_milliseconds", told)
+    monkeypatch.setattr(engine_candidates, "measured_milliseconds", told)
 
 
 def chosen(deadline_ms: float, state_dir: Path | None = None) -> EngineChoice:
@@ -55,7 +55,7 @@ def chosen(deadline_ms: float, state_dir: Path | None = None) -> EngineChoice:
 @pytest.mark.parametrize(
     ("deadline_ms", "name", "reason"),
     [
-        # 16 segments of 200, 100 and 50 ms, in half of the deadline: to read the market takes less
+        # 16 segments of 200, 100 and 50 ms, in half of the deadline, after 1 ms of reading
         (9000.0, "native", "the finest whose 16 segments fit half of 9000 ms: float32"),
         (5000.0, "native16", "the finest whose 16 segments fit half of 5000 ms: 16-bit weights"),
         (2600.0, "native8", "the finest whose 16 segments fit half of 2600 ms: 8-bit weights"),
@@ -154,7 +154,7 @@ def test_what_was_measured_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = chosen(HURRIED_MS, tmp_path)
-    monkeypatch.setattr(engine_candidates, "segment_milliseconds", pytest.fail)
+    monkeypatch.setattr(engine_candidates, "measured_milliseconds", pytest.fail)
     monkeypatch.setattr(engine_candidates, "compared", pytest.fail)
 
     again = chosen(HURRIED_MS, tmp_path)
@@ -209,7 +209,7 @@ def test_facts_that_make_no_sense_are_none(tmp_path: Path, content: str) -> None
 def test_facts_that_cannot_be_kept_cost_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    write_facts(tmp_path / "file" / "facts.json", EngineFacts(1.0))
+    write_facts(tmp_path / "file" / "facts.json", EngineFacts({"onnx": 1.0}))
 
     assert chosen(50.0, tmp_path / "absent").name in ("native", "onnx")
     assert not (tmp_path / "absent").exists()

@@ -17,7 +17,7 @@ from hrm.engine import Floats
 from hrm.integrity import load_release
 from hrm.model import HierarchicalReasoningModel
 from hrm.native_engine import NativeBits, NativeEngine
-from hrm.native_library import LEVELS, Block, Core, Level, Matrix, Module, NativeUnavailable, Step
+from hrm.native_library import LEVELS, Block, Core, Level, Matrix, Module, Reading, Step
 from hrm.native_packing import (
     LARGEST_CODE,
     PANEL,
@@ -27,7 +27,6 @@ from hrm.native_packing import (
     packed,
     packed_gate_up,
 )
-from hrm.onnx_engine import OnnxEncoder
 from hrm.parity import NumpyReference, largest_difference, residual, rows_stand_alone
 from hrm.weights import Arrays
 
@@ -44,24 +43,22 @@ def arrays_of(model: HierarchicalReasoningModel) -> Arrays:
 def a_named_model(name: str) -> HierarchicalReasoningModel:
     if name == "released":
         return load_release(RELEASED).model
-    return a_model(HRMConfig() if name == "production" else a_config())
-
-
-@cache
-def an_encoder(name: str) -> OnnxEncoder:
-    model = a_named_model(name)
-    return OnnxEncoder(arrays_of(model), model.config)
+    configs = {
+        "production": HRMConfig(),
+        "tiny": a_config(),
+        "registers": a_config(architecture={"tokens_in_loop": 3}),
+    }
+    return a_model(configs[name])
 
 
 @cache
 def an_engine(name: str, bits: NativeBits = 32, level: Level | None = None) -> NativeEngine:
     model = a_named_model(name)
-    kernel, encoder = a_kernel(level), an_encoder(name)
-    return NativeEngine(arrays_of(model), model.config, kernel, encoder, bits=bits)
+    return NativeEngine(arrays_of(model), model.config, a_kernel(level), bits=bits)
 
 
 def some_encoded(config: HRMConfig, rows: int) -> Floats:
-    shape = (rows, 1, config.architecture.h_module.hidden_size)
+    shape = (rows, config.architecture.tokens_in_loop, config.architecture.h_module.hidden_size)
     return np.random.default_rng(3).normal(size=shape).astype(np.float32)
 
 
@@ -73,11 +70,12 @@ def thought(engine: NativeEngine, encoded: Floats) -> tuple[Floats, Floats]:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
-@pytest.mark.parametrize("name", ["released", "production", "tiny"])
-def test_every_reading_is_that_of_pytorch(name: str, rows: int) -> None:
+@pytest.mark.parametrize("name", ["released", "production", "tiny", "registers"])
+def test_every_reading_is_that_of_pytorch_also_with_bars_absent(name: str, rows: int) -> None:
     model = a_named_model(name)
     eager, fast = EagerEngine(model), an_engine(name)
     batch = a_batch(model.config, rows)
+    batch.bars_mask[0, : model.config.inputs.window_bars // 2] = False
     encoded = eager.encode(batch), fast.encode(batch)
     states = eager.start(encoded[0]), fast.start(encoded[1])
 
@@ -110,28 +108,36 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(bits: NativeBits, level: L
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", ["released", "tiny"])
+@pytest.mark.parametrize("name", ["released", "tiny", "registers"])
 def test_avx2_and_avx512_give_the_same_bits(name: str, bits: NativeBits) -> None:
     narrow, wide = an_engine(name, bits, "avx2"), an_engine(name, bits, "avx512")
-    encoded = some_encoded(a_named_model(name).config, 6)
+    batch = a_batch(a_named_model(name).config, 6)
+    encoded = narrow.encode(batch)
 
     one, other = thought(narrow, encoded), thought(wide, encoded)
 
+    assert np.array_equal(wide.encode(batch), encoded)
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @st.composite
 def odd_configs(draw: st.DrawFn) -> HRMConfig:
     def module(most: int) -> dict[str, int]:
+        heads = draw(st.sampled_from([1, 2, 3]))
         return {
-            "hidden_size": 2 * draw(st.integers(1, most)),
+            "hidden_size": 2 * heads * draw(st.integers(1, most // heads)),
             "num_layers": draw(st.integers(1, 3)),
             "feed_forward": draw(st.integers(1, most)),
-            "num_heads": 1,
+            "num_heads": heads,
         }
 
     return a_config(
-        architecture={"h_module": module(70), "l_module": module(50)},
+        architecture={
+            "h_module": module(70),
+            "l_module": module(50),
+            "encoder": module(60) | {"patch_bars": draw(st.sampled_from([1, 2, 4]))},
+            "tokens_in_loop": draw(st.sampled_from([1, 1, 2, 17])),
+        },
         convergence={"n_cycles": 1, "t_timesteps": draw(st.integers(1, 3))},
     )
 
@@ -142,22 +148,28 @@ def test_any_size_is_the_reference_with_the_weights_as_they_are_stored(
     config: HRMConfig, rows: int, level: Level | None, bits: NativeBits
 ) -> None:
     arrays = dict(arrays_of(a_model(config)))
-    library = a_kernel(level)
-    engine = NativeEngine(arrays, config, library, OnnxEncoder(arrays, config), bits=bits)
+    engine = NativeEngine(arrays, config, a_kernel(level), bits=bits)
     if bits == 8:
-        for name in [n for n in arrays if n.startswith("core.") and arrays[n].ndim == 2]:
-            coarse = coarsened(arrays[name])
-            arrays[name] = coarse.codes * coarse.scales[:, None]
+        for name in [n for n in arrays if ".weight" in n and arrays[n].ndim == 2]:
+            if name.startswith("core."):
+                coarse = coarsened(arrays[name])
+                arrays[name] = coarse.codes * coarse.scales[:, None]
+            elif ".stack." in name:
+                arrays[name] = arrays[name].astype(np.float16).astype(np.float32)
     reference = NumpyReference(arrays, config)
     encoded = some_encoded(config, rows)
 
+    batch = a_batch(config, rows)
+    batch.bars_mask[0, : config.inputs.window_bars // 2] = False
+
+    read, expected_read = engine.encode(batch), reference.encode(batch)
     found = thought(engine, encoded)
     expected = reference.start(encoded)
     for _ in range(CYCLES):
         expected = reference.cycle(expected, encoded)
 
     # In eight bits the inputs of a product are rounded as well, to 16 bits.
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip((read, *found), (expected_read, *expected), strict=True):
         assert np.abs(ours - theirs).max() < (1e-4 if bits == 32 else 5e-3)
 
 
@@ -234,14 +246,6 @@ def test_a_view_is_read_in_its_own_order() -> None:
     assert np.array_equal(found[0], thought(engine, encoded[::2].copy())[0])
 
 
-def test_several_tokens_in_the_loop_are_refused() -> None:
-    model = a_model(a_config(architecture={"tokens_in_loop": 3}))
-    arrays = arrays_of(model)
-
-    with pytest.raises(NativeUnavailable, match="tokens_in_loop is 3"):
-        NativeEngine(arrays, model.config, a_kernel(), OnnxEncoder(arrays, model.config))
-
-
 @pytest.mark.parametrize("bits", BITS)
 def test_rows_that_leave_a_batch_leave_the_others_as_they_are(bits: NativeBits) -> None:
     assert rows_stand_alone(an_engine("released", bits), a_named_model("released").config)
@@ -252,7 +256,7 @@ def test_one_wrong_weight_is_seen_by_the_check() -> None:
     arrays = dict(arrays_of(model))
     name = "core.l_module.stack.blocks.0.feed_forward.down.weight"
     wrong = arrays | {name: arrays[name] * np.float32(1.05)}
-    engine = NativeEngine(wrong, model.config, a_kernel(), OnnxEncoder(arrays, model.config))
+    engine = NativeEngine(wrong, model.config, a_kernel())
 
     assert largest_difference(engine, arrays, model.config) > 1e-4
 
@@ -291,6 +295,6 @@ def test_panels_hold_the_outputs_side_by_side_and_the_halves_apart() -> None:
 
 
 def test_the_structures_are_as_long_as_those_of_the_kernel() -> None:
-    sizes = {Matrix: 40, Block: 80, Module: 56, Core: 120, Step: 64}
+    sizes = {Matrix: 40, Block: 160, Module: 88, Core: 184, Step: 64, Reading: 40}
 
     assert {kind: ctypes.sizeof(kind) for kind in sizes} == sizes
