@@ -28,6 +28,7 @@ from actors.forecast import WINDOW_MINUTES, window_bars
 from actors.forecast_score import ForecastScore
 from actors.messages import Bar, MarketContext
 from actors.policies import ComplexitySettings, ForecastCoefficients
+from benchmarks.candles import candle_files
 from benchmarks.machine import machine_facts, percentile
 from daemon.errors import DataError
 from daemon.history import CandleTable, load_candles
@@ -36,7 +37,6 @@ from daemon.settings import load_settings
 REQUIRED: Final = 0.80
 _NS_PER_SECOND: Final = 1_000_000_000
 _MEDIAN_BARS: Final = 1500  # the formula is judged against its own median over so many bars
-_SUFFIXES: Final = (".csv", ".parquet")
 
 
 def measure(path: Path, settings: ComplexitySettings) -> dict[str, Any]:
@@ -141,19 +141,6 @@ def is_unseen(bar: Bar, fit: ForecastCoefficients) -> bool:
 def utc_day(bar: Bar) -> date:
     """Return the UTC day that a bar opens in."""
     return datetime.fromtimestamp(bar.open_ns / _NS_PER_SECOND, UTC).date()
-
-
-def candle_files(given: Sequence[Path]) -> list[Path]:
-    """Return the files named, and those of the folders named, by name."""
-    paths: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            paths.extend(sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES))
-        else:
-            paths.append(path)
-    if not paths:
-        raise DataError(f"{', '.join(map(str, given))}: no .csv or .parquet file there")
-    return paths
 
 
 def measure_all(paths: Sequence[Path], settings: ComplexitySettings) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from actors.forecast_score import ForecastScore
 from actors.messages import Bar, ForecastCheck
 from actors.policies import ForecastCoefficients
 from actors.regimes import STRAIGHT_BARS, straightness
-from benchmarks.complexity import bars_of, candle_files, utc_day
+from benchmarks.candles import candle_files
+from benchmarks.complexity import bars_of, utc_day
 from benchmarks.machine import machine_facts
 from daemon.errors import DataError
 from daemon.history import load_candles

@@ -36,7 +36,14 @@ _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_SECOND: Final = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp())
 END_SECOND: Final = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 _PARQUET_MAGIC: Final = b"PAR1"
-_WHOLE_NUMBER: Final = re.compile(r"[+-]?\d+(\.0*)?")
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_WHOLE_NUMBER: Final = re.compile(r"[+-]?\d{1,40}(\.0*)?")  # int() refuses thousands of digits
 _DAY_FIRST: Final = re.compile(r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d.*")
@@ -149,6 +156,9 @@ def _content(path: Path) -> bytes:
 def _csv_grid(path: Path, content: bytes) -> _Grid:
     not_a_table = f"{path}: is not a table of candles"
     remedy = "give a CSV file separated by commas, or a Parquet file"
+    for magic, kind in _PACKED.items():
+        if content.startswith(magic):
+            raise DataError(f"{not_a_table}: it is packed with {kind}; unpack it first")
     if path.suffix.lower() in {".parquet", ".pq"}:
         raise DataError(
             f"{not_a_table}: named {path.suffix}, but does not begin with PAR1; {remedy}"
@@ -240,7 +250,7 @@ def _epochs(grid: _Grid, name: str) -> tuple[int | None, ...]:
     if not any(second is not None for second in seconds):
         raise DataError(
             f"{grid.file}: {grid.where(0)}, column {name} must be whole seconds since 1970 UTC,"
-            f" was {column.texts[0]!r}; convert it"
+            f" was {column.texts[0][:40]!r}; convert it"
         )
     for position, second in enumerate(seconds):
         if second is not None and not FIRST_SECOND <= second < END_SECOND:

@@ -90,7 +90,7 @@ def _history_rows(path: Path) -> list[Any]:
     """Return the rows of a stored answer: the whole object, or its list of candles."""
     try:
         answer = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON that can be read ({error})") from error
     rows = answer.get("candles") if isinstance(answer, dict) else answer
     if not isinstance(rows, list) or not rows:

@@ -839,7 +839,6 @@ def test_news_that_are_known_change_nothing_that_the_model_reads() -> None:
         missing=(),
         complexity=0.43,  # the same with news at 0: a fifth lower
         news_impact=0.0,
-        bar=msgspec.structs.replace(context.bar),
     )
 
     assert trained_complexity(without) == 0.5375

@@ -1,8 +1,11 @@
 """Features benchmark: what it reports, on a few bars; its speed is not judged here."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.features import LIBRARY_TOLERANCE, MAX_DIFFERENCE, measure
+from benchmarks import features
+from benchmarks.features import LIBRARY_TOLERANCE, MAX_DIFFERENCE, measure, measure_all
 from daemon.demo_data import demo_candles
 from daemon.history import load_candles
 
@@ -30,3 +33,17 @@ def test_a_state_fits_a_few_kilobytes(result: dict[str, object]) -> None:
     sizes = result["snapshot_bytes"]
     assert isinstance(sizes, dict)
     assert max(sizes.values()) < 20_000
+
+
+def test_several_files_are_summed_up_by_the_worst_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: dict[str, object]
+) -> None:
+    worse = result | {"max_abs_diff": 0.5, "lookahead_violations": 2, "passed": False}
+    found = iter([result, worse])
+    monkeypatch.setattr(features, "load_candles", lambda path: path)
+    monkeypatch.setattr(features, "measure", lambda table, bars: next(found))
+
+    both = measure_all([tmp_path / "a_5.csv", tmp_path / "b_5.csv"], 500)
+
+    assert (both["max_abs_diff"], both["lookahead_violations"], both["passed"]) == (0.5, 2, False)
+    assert [one["file"] for one in both["files"]] == ["a_5.csv", "b_5.csv"]

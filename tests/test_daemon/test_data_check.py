@@ -1,15 +1,22 @@
 """Data check: what a file lacks beside its market's calendar, and what is odd in it."""
 
+import contextlib
+import gzip
 import json
 import os
+import tempfile
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from actors.session import SessionCalendar
 from daemon.candle_schema import candle_frame
+from daemon.candle_sources import load_any
 from daemon.cli import app
 from daemon.data_check import DataReport, check_table
 from daemon.demo_data import demo_candles
@@ -217,6 +224,13 @@ def test_the_command_reports_on_the_embedded_candles() -> None:
         b"datetime,open,high,low,close\n1,2,3\n",
         b"datetime,open,high,low,close\n1710733500,nan,nan,nan,nan\n1710733800,1,2,3,4\n",
         b"a,b,c\n1,2,3\n",
+        b"datetime,open,OPEN,high,low,close\n1710733500,1,1,1,1,1\n",
+        b"datetime,open,high,low,close\n" + b"9" * 5000 + b",1,1,1,1\n",
+        b"datetime,open,high,low,close\n1710733500,1e400,1e400,1,1\n1710733800,9,9,9,1e-400\n",
+        b"time,open,high,low,close\n2024-03-18 09:15,1,1,1,1\n2024-03-18T09:20+05:30,1,1,1,1\n",
+        b"time,open,high,low,close\n9999-12-31T23:59:59-23:59,1,1,1,1\n",
+        b"datetime,open,high,low,close\n1710733500,1\x00,1,1,1\n",
+        gzip.compress(b"datetime,open,high,low,close\n1710733500,1,1,1,1\n"),
     ],
 )
 def test_a_broken_file_gets_a_reason_and_a_status_never_a_traceback(
@@ -230,6 +244,63 @@ def test_a_broken_file_gets_a_reason_and_a_status_never_a_traceback(
     assert status == 1
     assert answer["usable"] is False
     assert str(path) in str(answer["problem"])
+
+
+def test_a_packed_file_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "Nifty_5.csv.gz"
+    path.write_bytes(gzip.compress(b"datetime,open,high,low,close\n1710733500,1,1,1,1\n"))
+
+    assert "packed with gzip; unpack it first" in str(run("check", str(path))[1]["problem"])
+
+
+def test_a_history_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "Nifty_5.json"
+    path.write_text("[" * 100_000)
+
+    status, answer = run("check", str(path))
+
+    assert (status, answer["usable"]) == (1, False)
+
+
+_HEADER = b"datetime,open,high,low,close,volume\n"
+
+
+@given(
+    st.binary(max_size=300)
+    | st.binary(max_size=200).map(lambda tail: _HEADER + tail)
+    | st.lists(
+        st.sampled_from([b"1710733500", b"1710733800", b"-1", b"nan", b"1e999", b"", b"5"])
+    ).map(lambda cells: _HEADER + b",".join(cells))
+    | st.text(max_size=120).map(lambda text: _HEADER + text.encode())
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_bytes_there_is_a_table_or_a_reason(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "Nifty_5.csv"
+        path.write_bytes(content)
+        table = None
+        with contextlib.suppress(DataError):  # anything else is a traceback for the operator
+            table = load_any(path)
+
+    assert table is None or len(table) >= 2
+
+
+def test_a_share_is_held_against_the_hours_of_shares(tmp_path: Path) -> None:
+    """In the layout of the contract, with volume; the days around the closing auction's first."""
+    lines = [",datetime,open,high,low,close,volume"]
+    for day, bars in ((date(2026, 7, 31), 75), (date(2026, 8, 3), 72)):
+        opened = int(datetime(day.year, day.month, day.day, 3, 45, tzinfo=UTC).timestamp())
+        for bar in range(bars):
+            lines.append(f"{len(lines) - 1},{opened + bar * 300},1400,1401.5,1399,1400.5,900")
+    path = tmp_path / "Reliance_5.csv"
+    path.write_text("\n".join(lines) + "\n")
+
+    status, answer = run("check", str(path))
+
+    assert (status, answer["market"], answer["has_volume"]) == (0, "NSE_CASH", True)
+    assert (answer["sessions"], answer["outside_session"]) == (2, 0)
+    assert isinstance(answer["gaps"], dict)
+    assert answer["gaps"]["missing_bars"] == 0
 
 
 def test_an_unknown_instrument_is_checked_without_a_calendar_unless_a_market_is_named(
