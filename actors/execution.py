@@ -211,9 +211,10 @@ class ExecutionActor(Actor[Input, Output]):
         self._advance(tick.event_ns)
         self._book.see(tick)
         own = self._holdings.get(tick.instrument)
-        for order in own.open_orders if own else ():
-            if order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
-                order.traded_ns = tick.event_ns
+        if own is not None and (own.entry or own.exit):
+            for order in own.open_orders:
+                if order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
+                    order.traded_ns = tick.event_ns
         for holding in self._watchers.get(tick.instrument, ()):
             # A tick from before the entry says nothing about the position.
             if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
@@ -238,6 +239,8 @@ class ExecutionActor(Actor[Input, Output]):
 
     def _pursue(self, holding: Holding) -> Iterator[Output]:
         """Do what has become due: further slices and attempts, nearer limits, questions."""
+        if holding.entry is None and holding.exit is None:
+            return
         yield from self._entering.pursue(holding)
         yield from self._leaving.pursue(holding)
         if not self._leaving.is_held_back:

@@ -4,9 +4,9 @@ What is open, on its way and lost is counted in exposure.py. How an intent becom
 a stop is hit, is for execution.py.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -149,8 +149,7 @@ class RiskActor(Actor[Input, Output]):
                 if verdict.approved:
                     yield self._exit(decision)
             case "entry":
-                plan = self._plan(decision, instrument)
-                plan = replace(plan, lots=self._lots(decision, plan))
+                plan = self._plan(decision, instrument, partial(self._lots, decision))
                 rules = (*halts, self._pause_rule(decision.instrument))
                 rules += self._entry_rules(decision, instrument, plan, binding=True)
                 verdict = _verdict(decision, rules)
@@ -158,8 +157,10 @@ class RiskActor(Actor[Input, Output]):
                 if verdict.approved:
                     yield self._entry(decision, instrument, plan)
 
-    def _plan(self, decision: Decision, instrument: Instrument) -> Plan:
-        """Return what an entry would order, without lots; a plan with a problem orders nothing."""
+    def _plan(
+        self, decision: Decision, instrument: Instrument, lots_of: Callable[[Vehicle], int]
+    ) -> Plan:
+        """Return what an entry would order; a plan with a problem orders nothing."""
         now_ns = max(self._now_ns or 0, decision.bar_close_ns)
         strategy = self._desk.option_strategy(instrument.symbol)
         through_options = self._vehicles.are_options(instrument)
@@ -169,7 +170,7 @@ class RiskActor(Actor[Input, Output]):
             )
         except ValueError as error:
             return Plan(Vehicle(instrument, Decimal(0), 1), 0, through_options, str(error))
-        return Plan(vehicle, 0, through_options)
+        return Plan(vehicle, lots_of(vehicle), through_options)
 
     def _trade_manually(self, trade: ManualTrade) -> Iterator[Output]:
         now_ns = self._now_ns or 0
@@ -183,9 +184,12 @@ class RiskActor(Actor[Input, Output]):
         self._remember(decision)
         self._exposure.begin_day(instrument, now_ns, self._now_ns)
         self._exposure.measure_losses()
-        plan = self._plan(decision, instrument)
+        plan = self._plan(
+            decision,
+            instrument,
+            lambda vehicle: trade.lots if trade.lots <= self._affordable_lots(vehicle) else 0,
+        )
         affordable = self._affordable_lots(plan.vehicle)
-        plan = replace(plan, lots=trade.lots if trade.lots <= affordable else 0)
         given = GivenLevels(trade.stop_price, trade.target_price)
         rules = (
             *halts,
@@ -287,11 +291,11 @@ class RiskActor(Actor[Input, Output]):
             vehicle.price, self._exposure.capital_available, self._limits.brokerage_entry
         )
 
-    def _lots(self, decision: Decision, plan: Plan) -> int:
+    def _lots(self, decision: Decision, vehicle: Vehicle) -> int:
         if not 0.0 <= decision.size_fraction <= 1.0:
             return 0
-        most = min(self._affordable_lots(plan.vehicle), self._limits.max_position_lots)
-        return plan.vehicle.instrument.lots_for_fraction(decision.size_fraction, most)
+        most = min(self._affordable_lots(vehicle), self._limits.max_position_lots)
+        return vehicle.instrument.lots_for_fraction(decision.size_fraction, most)
 
     def _entry_rules(
         self,
