@@ -5,6 +5,7 @@ weighs more and more before its time, fully at it, and less and less after it. O
 the instruments that the file covers nothing is known, which is not the same as no news.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,6 +15,7 @@ from actors.policies import EventSettings, ScheduledEvent
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_SECOND: Final = 1_000_000_000
 _NS_PER_HOUR: Final = 3_600_000_000_000
+_FORGOTTEN_AFTER: Final = 40.0  # half-lives: by then a millionth of a millionth is left
 
 
 class EventCalendar:
@@ -22,6 +24,7 @@ class EventCalendar:
     def __init__(self, settings: EventSettings) -> None:
         self._settings = settings
         self._events = sorted(settings.events, key=lambda event: event.at_ns)
+        self._times = [event.at_ns for event in self._events]
 
     def impact(self, instrument: str, now_ns: int) -> float | None:
         """Return the impact in [0, 1]; None where the file does not say what there is.
@@ -37,9 +40,18 @@ class EventCalendar:
         if not settings.covers_from <= day <= settings.covers_until:
             return None
         quiet = 1.0
-        for event in _concerning(self._events, instrument):
+        for event in _concerning(self._near(now_ns), instrument):
             quiet *= 1.0 - event.weight * self._nearness(event.at_ns, now_ns)
         return 1.0 - quiet
+
+    def _near(self, now_ns: int) -> list[ScheduledEvent]:
+        """Return the events that are not too long ago or too far ahead to weigh anything."""
+        reach_ns = _FORGOTTEN_AFTER * _NS_PER_HOUR
+        first = bisect_left(self._times, now_ns - reach_ns * self._settings.half_life_hours)
+        last = bisect_right(
+            self._times, now_ns + reach_ns * self._settings.approach_half_life_hours
+        )
+        return self._events[first:last]
 
     def _nearness(self, at_ns: int, now_ns: int) -> float:
         """Return 1 at the event, falling by half with each half-life before and after it."""
@@ -47,7 +59,7 @@ class EventCalendar:
         half_life = self._settings.half_life_hours
         if hours < 0:
             hours, half_life = -hours, self._settings.approach_half_life_hours
-        return float(0.5 ** min(hours / half_life, 60.0))
+        return float(0.5 ** (hours / half_life))
 
 
 def _concerning(events: Sequence[ScheduledEvent], instrument: str) -> list[ScheduledEvent]:
