@@ -413,6 +413,8 @@ class Projection:
             realised = before.realised_pnl if before else Decimal(0)
             self._trips[name] = _Trip(position, realised)
             yield from self._executed(position, position, 0.0)
+        elif trip is not None and abs(position.net_quantity) > abs(trip.opened.net_quantity):
+            trip.opened = position  # the rest of an entry that fills in parts, or in slices
         if position.net_quantity:
             yield Frame({"type": "position_update", "data": self._position_data(position)}, name)
         elif trip is not None:

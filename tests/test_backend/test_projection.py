@@ -277,3 +277,25 @@ def test_the_status_goes_by_the_limits_of_the_alerts(
     check_frame(CHANNEL, body)
     assert body["inference_performance"]["status"] == status
     assert body["inference_performance"]["memory_mb"] == pytest.approx(rss_mib * 1.048576, abs=0.1)
+
+
+def test_an_entry_that_fills_in_parts_is_one_trade_of_all_of_them(
+    recorded: RecordedSession,
+) -> None:
+    projection = a_projection(recorded)
+    leaving = an_order(225, side="sell", purpose="exit", client_order_id="x1")
+
+    for message in (
+        a_position(75, average_price=Decimal(22000), realised_pnl=Decimal(-25), decision_id="d1"),
+        a_position(225, average_price=Decimal(22004), realised_pnl=Decimal(-50), decision_id="d1"),
+        leaving,
+        a_fill(leaving, "22010", last_quantity=100, status="partially_filled"),
+        a_position(125, average_price=Decimal(22004), realised_pnl=Decimal(515), decision_id="d1"),
+        a_fill(leaving, "22010", last_quantity=125, execution_id="2"),
+        a_position(0, realised_pnl=Decimal(1265), round_trips=1, decision_id="d1"),
+    ):
+        list(projection.fold(message))
+
+    (trade,) = projection.trades
+    assert (trade.quantity, trade.entry_price, trade.exit_price) == (3, 22004.0, 22010.0)
+    assert trade.pnl == 1265.0
