@@ -160,6 +160,31 @@ async def test_a_strange_record_costs_no_connection(feed: Feed, fault: FaultKind
     assert socket.connections == 1
 
 
+async def test_a_lost_snapshot_costs_the_connection_since_nothing_after_it_can_be_read(
+    feed: Feed,
+) -> None:
+    feed.simulator.faults.inject("data_drop")  # the first frame: the snapshots of all
+    socket = feed.socket()
+
+    await feed.read(socket, several_of_both)
+
+    assert socket.connections == 2
+    assert socket.problem
+    assert feed.alerts == []
+
+
+async def test_one_lost_snapshot_of_several_costs_the_connection(feed: Feed) -> None:
+    socket = feed.socket(topics=TOPICS | {"sf|nse_cm|99999": "NSE:NOBODY-EQ"})
+    feed.simulator.faults.inject("data_unknown_topic", after=60)  # no snapshot comes of NOBODY
+
+    def left(_: list[Tick]) -> bool:
+        return socket.connections == 2
+
+    await feed.read(socket, left)
+
+    assert "no snapshot has come of NSE:NOBODY-EQ" in socket.problem
+
+
 async def test_a_closed_market_may_be_silent(feed: Feed) -> None:
     socket = feed.socket(is_open=lambda _: False)
     async with aclosing(socket.ticks()) as stream:

@@ -161,14 +161,15 @@ class DataSocket(ReconnectingSocket):
                 message = None
             decoded = None if message is None else self._decoded(decoder, message)
             monotonic_ns = self._clock.monotonic_ns()
+            brings_data = isinstance(decoded, hsm.Data) and bool(decoded.records)
+            if brings_data or not self._is_open(self._clock.now_ns()):
+                last_data_ns = monotonic_ns
+            elif monotonic_ns - last_data_ns > self._times.silence_s * _NS_PER_SECOND:
+                raise BrokerUnavailable(
+                    f"no data for {self._times.silence_s:g} s in an open market"
+                )
             if not isinstance(decoded, hsm.Data):
                 self._check_answer(decoded)
-                if not self._is_open(self._clock.now_ns()):
-                    last_data_ns = monotonic_ns
-                elif monotonic_ns - last_data_ns > self._times.silence_s * _NS_PER_SECOND:
-                    raise BrokerUnavailable(
-                        f"no data for {self._times.silence_s:g} s in an open market"
-                    )
                 continue
             frames += 1
             if ack_every and frames % ack_every == 0:
@@ -178,8 +179,8 @@ class DataSocket(ReconnectingSocket):
                 self._log.warning(
                     "frame read in part", unresolved=decoded.unresolved, reason=decoded.problem
                 )
+                self._check_snapshots(monotonic_ns)
             for record in decoded.records:
-                last_data_ns = monotonic_ns
                 tick = self._tick(record, monotonic_ns)
                 if tick is not None:
                     yield tick
@@ -201,6 +202,18 @@ class DataSocket(ReconnectingSocket):
         if message.type is aiohttp.WSMsgType.TEXT:
             return None
         raise BrokerUnavailable(f"the connection ended: {message.type.name} {message.data or ''}")
+
+    def _check_snapshots(self, monotonic_ns: int) -> None:
+        """Leave a connection on which the snapshot of a symbol was lost: nothing after it can be
+        read, and it is not sent again."""
+        missing = sorted(
+            symbol
+            for symbol in set(self._symbols.values())
+            if self._seen_ns.get(symbol, 0) < self._connected_ns
+        )
+        waited_ns = monotonic_ns - self._connected_ns
+        if missing and waited_ns > self._times.silence_s * _NS_PER_SECOND:
+            raise BrokerUnavailable(f"no snapshot has come of {', '.join(missing)}")
 
     def _check_answer(self, decoded: hsm.Answer | hsm.Notice | None) -> None:
         """Say so when the server turns a request down; it does not say which topics it means."""
