@@ -53,9 +53,7 @@ class Outlook:
     probability: float | None = None
     features: tuple[float, ...] | None = None  # in the order of FEATURES
     check: ForecastCheck | None = None  # of the forecast whose window ended with this bar
-    excess: float | None = (
-        None  # the newer half of the last window above the usual one, log variance
-    )
+    excess: float | None = None  # log variance of the last window's newer half above the median
 
 
 @dataclass(slots=True)
