@@ -9,8 +9,9 @@ from when a tick was due), each at 500 ticks a second:
 - `together`: twenty instruments whose one-minute bars close at the same instants, four times a
   second, with the released model as it is: 10,000 decisions, in batches of twenty.
 - `depth`, twice: one instrument, with a Q head that never wants to halt, so that only the deadline
-  ends a thought: the released shape, and the production shape of 27 million parameters with the
-  weights that training starts from. Speed does not depend on what the weights say.
+  ends a thought: the released shape, and the production shape of 27 million parameters, with the
+  weights that training starts from or those of `--production DIR`. How fast weights are does not
+  depend on what they say, but which engine serves them does: 8 bits pass the gate or do not.
 
 How long the daemon's event loop does not answer is asked by a thread, a thousand times a second.
 Besides, without a daemon, both shapes think about 1, 5, 20 and 100 observations at a time.
@@ -108,13 +109,18 @@ def never_halting(model: HierarchicalReasoningModel) -> HierarchicalReasoningMod
     return model
 
 
-def models_of_depth(folder: Path) -> dict[str, Path]:
-    """Release both shapes with a Q head that never halts, each in a folder of its own."""
+def models_of_depth(folder: Path, production: Path | None = None) -> dict[str, Path]:
+    """Release both shapes with a Q head that never halts, each in a folder of its own.
+
+    production: a folder with a trained model of that size, None: drawn weights.
+    """
     entry = load_weights(MODELS).entry
     torch.manual_seed(0)
     models = {
         "released": load_release(MODELS).model,
-        "production": HierarchicalReasoningModel(HRMConfig()),
+        "production": load_release(production).model
+        if production is not None
+        else HierarchicalReasoningModel(HRMConfig()),
     }
     for name, model in models.items():
         card = ModelCard(
@@ -289,10 +295,10 @@ async def sessions(models: Mapping[str, Path], *, quick: bool) -> dict[str, Any]
     return {"together": together, "depth": depth}
 
 
-def measure(*, quick: bool) -> dict[str, Any]:
+def measure(*, quick: bool, production: Path | None = None) -> dict[str, Any]:
     """Measure everything; the figures that the goal names stand at the top."""
     with tempfile.TemporaryDirectory(prefix="decisions-") as name:
-        models = models_of_depth(Path(name))
+        models = models_of_depth(Path(name), production)
         ran = uvloop.run(sessions(models, quick=quick))
         batches = {
             shape: batch_figures(folder, 5 if quick else 40) for shape, folder in models.items()
@@ -310,9 +316,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decisions", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--production", type=Path, help="folder with a trained model of that size")
     options = parser.parse_args()
     machine = machine_facts()  # before we are the load ourselves
-    found = {"machine": machine, "quick": options.quick, **measure(quick=options.quick)}
+    found = {
+        "machine": machine,
+        "quick": options.quick,
+        **measure(quick=options.quick, production=options.production),
+    }
     if options.json:
         print(json.dumps(found))
         return

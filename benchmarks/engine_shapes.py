@@ -117,7 +117,7 @@ def bound_ms(shape: Shape, bits: float) -> float:
     return 1e3 * rounds.n_cycles * cycle_s
 
 
-def speed(shape: Shape, rounds: int) -> dict[str, Any]:
+def speed(shape: Shape, rounds: int, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
     """Time segments of one row, whole decisions and batches; the engines in turn."""
     taken = segment_times(shape, list(shape.engines), 1, rounds)
     middle = {name: percentile(times, 0.5) for name, times in taken.items()}
@@ -139,7 +139,7 @@ def speed(shape: Shape, rounds: int) -> dict[str, Any]:
             name: _spread(times) for name, times in encode_times(shape, rounds // 4).items()
         },
         "engine_segments_in_50ms_p99": depths(shape, thinkers, rounds),
-        "batches": {str(rows): batch_speed(shape, rows, rounds) for rows in BATCHES},
+        "batches": {str(rows): batch_speed(shape, rows, rounds) for rows in batches},
     }
 
 
