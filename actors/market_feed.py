@@ -11,13 +11,23 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from actors.base import Actor
+from actors.epochs import Epochs
 from actors.instruments import InstrumentCatalogue
-from actors.messages import Alert, Bar, RefusedTick, Severity, Tick, TimeEvent
+from actors.messages import (
+    Alert,
+    Bar,
+    MarketContext,
+    PartialBar,
+    RefusedTick,
+    Severity,
+    Tick,
+    TimeEvent,
+)
 from actors.policies import FeedSettings
 from actors.session import SessionCalendar, timeframe_minutes
 
-Input = Tick | TimeEvent
-Output = Bar | RefusedTick | Alert
+Input = Tick | TimeEvent | MarketContext
+Output = Bar | PartialBar | RefusedTick | Alert
 
 ANY_UNKNOWN = ""
 """What refused ticks of unknown instruments are counted under: their names have no end."""
@@ -35,6 +45,9 @@ class MarketFeedActor(Actor[Input, Output]):
     is handled first; its content is the same. A stretch without ticks makes no bar. A refused tick
     never touches a bar; it goes to the quarantine with its reason, is counted in `refused` and
     reported the first time and then each hundredth time for its instrument and reason.
+
+    After a far move within a bar the bar so far goes out as well (epochs.py), if so set. How far a
+    move is far is known from the context of the bar before.
 
     Its memory is two bars of the longest timeframe: the bar that is open, and the one before it,
     whose last tick says how much volume of the day was known when the open one began.
@@ -66,6 +79,7 @@ class MarketFeedActor(Actor[Input, Output]):
                 segment if segment in calendar.segments else None,
                 instrument.exchange_symbol,
                 instrument.expiry,
+                Epochs(settings),
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -86,6 +100,9 @@ class MarketFeedActor(Actor[Input, Output]):
                 yield from self._ticked(message)
             case TimeEvent(now_ns=now_ns):
                 yield from self._time_passed(now_ns)
+            case MarketContext(instrument=name):
+                if name in self._feeds:
+                    self._feeds[name].epochs.begin(message)
 
     def _ticked(self, tick: Tick) -> Iterator[Output]:
         feed = self._feeds.get(tick.instrument)
@@ -103,7 +120,10 @@ class MarketFeedActor(Actor[Input, Output]):
             yield self._alert(
                 "info", f"ticks of {feed.instrument} have come back", "Silent feed", tick
             )
-        self._fold(feed, tick)
+        bar = self._fold(feed, tick)
+        if bar.is_continuous and feed.epochs.is_due(bar.open_ns, tick.last_price, tick.event_ns):
+            yield feed.partial_bar(bar, tick)
+            feed.epochs.note(tick.last_price, tick.event_ns)
 
     def _problem(self, feed: "_Feed", tick: Tick) -> tuple[str, str] | None:
         """Return why the tick is not to be believed, as reason and detail, or None."""
@@ -141,7 +161,7 @@ class MarketFeedActor(Actor[Input, Output]):
         close_ns = self._calendar.bar_close_ns(feed.market, feed.timeframe, tick_ns)
         return close_ns <= self._now_ns
 
-    def _fold(self, feed: "_Feed", tick: Tick) -> None:
+    def _fold(self, feed: "_Feed", tick: Tick) -> "_OpenBar":
         if feed.bar is None:
             market, timeframe, at_ns = feed.market, feed.timeframe, tick.event_ns
             open_ns = self._calendar.bar_open_ns(market, timeframe, at_ns)
@@ -159,6 +179,7 @@ class MarketFeedActor(Actor[Input, Output]):
         session = self._calendar.session_key(feed.market, tick.event_ns)
         feed.bar.add(tick, self._new_volume(feed, tick, session))
         feed.last, feed.session = tick, session
+        return feed.bar
 
     def _is_continuous(self, feed: "_Feed", open_ns: int, close_ns: int) -> bool:
         """Tell whether the prices of a bar are those of continuous trading; a day's always are."""
@@ -287,6 +308,7 @@ class _Feed:
     segment: str | None  # where its prices come about
     underlying: str  # the broker's name
     expiry: date | None  # of the instrument itself
+    epochs: Epochs
     bar: _OpenBar | None = None
     closed_until_ns: int = 0
     last: Tick | None = None  # the last tick believed
@@ -311,6 +333,24 @@ class _Feed:
             close_ns=bar.close_ns,
             ticks=bar.ticks,
             is_continuous=bar.is_continuous,
+            spread=bar.spread,
+            days_to_expiry=bar.days_to_expiry,
+        )
+
+    def partial_bar(self, bar: _OpenBar, tick: Tick) -> PartialBar:
+        """Return the bar so far."""
+        return PartialBar(
+            instrument=self.instrument,
+            timeframe=self.timeframe,
+            open=bar.open,
+            high=bar.high,
+            low=bar.low,
+            last_price=bar.close,
+            volume=bar.volume,
+            open_ns=bar.open_ns,
+            as_of_ns=tick.event_ns,
+            ticks=bar.ticks,
+            reference_price=self.epochs.reference,
             spread=bar.spread,
             days_to_expiry=bar.days_to_expiry,
         )

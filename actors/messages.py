@@ -142,6 +142,33 @@ class Bar(Message, frozen=True, kw_only=True):
         return self.close_ns
 
 
+class PartialBar(Message, frozen=True, kw_only=True):
+    """A bar that is still open, at a tick far from the price of the last decision.
+
+    Nobody takes it for a bar: it may only lead out of a position.
+    """
+
+    stream: ClassVar[str] = "partial_bar"
+
+    instrument: str
+    timeframe: str
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    last_price: Decimal
+    volume: int
+    open_ns: int
+    as_of_ns: int  # of the tick; before the end of the bar
+    ticks: int
+    reference_price: Decimal  # of the last decision: the close before, or an earlier such tick
+    spread: Decimal | None = None
+    days_to_expiry: int | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.as_of_ns
+
+
 class NewsItem(msgspec.Struct, frozen=True, array_like=True):
     """One piece of unscheduled news and how much it weighs when it is fresh."""
 
@@ -203,7 +230,10 @@ class MarketContext(Message, frozen=True, kw_only=True):
 
 
 class Decision(Message, frozen=True, kw_only=True):
-    """What the policy wants to do at one bar close. `id` is `instrument@close_ns`."""
+    """What the policy wants to do at one bar close. `id` is `instrument@close_ns`.
+
+    Within a bar (`within_bar`) the close is that of the bar so far: the instant of its last tick.
+    """
 
     stream: ClassVar[str] = "decision"
     latest_by: ClassVar[str | None] = "instrument"
@@ -234,6 +264,7 @@ class Decision(Message, frozen=True, kw_only=True):
     model_digest: str = ""
     late: bool = False  # the answer came after its deadline: the action is HOLD
     failed: bool = False  # no valid answer: the action is HOLD
+    within_bar: bool = False  # decided on a bar that was still open: no entry
 
     @property
     def time_ns(self) -> int:
@@ -606,6 +637,7 @@ AnyMessage = (
     | OptionChain
     | RefusedTick
     | Bar
+    | PartialBar
     | NewsUpdate
     | MarketContext
     | Decision

@@ -43,6 +43,12 @@ class FeedSettings(ActorSettings):
     """Market time without a tick, while the exchange is open, after which an alert goes out."""
     future_tolerance_ms: int = Field(default=2000, ge=0, le=60_000)
     """How far ahead of the market clock a tick may be dated before it is refused."""
+    epochs_per_bar: int = Field(default=0, ge=0, le=20)
+    """Most decisions within a bar, beside the one at its close; they only lead out of positions."""
+    epoch_move_atr: Decimal = Field(default=Decimal("1.0"), gt=0, le=20)
+    """Move since the last decision that calls for one, in average true ranges."""
+    epoch_spacing_seconds: float = Field(default=10.0, ge=1.0, le=3600.0)
+    """Least market time between two decisions on one instrument."""
     speed: Annotated[float, Field(gt=0.0)] | Literal["max"] = 60.0
     """Market seconds per real second when candles are played as ticks; "max" never waits.
 

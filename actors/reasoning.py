@@ -6,10 +6,11 @@ an order is risk's.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +25,9 @@ from actors.deciding import (
     too_late,
     trained_complexity,
 )
+from actors.epochs import context_within
 from actors.instruments import InstrumentCatalogue
-from actors.messages import Bar, Decision, MarketContext, PolicySwitch, Position
+from actors.messages import Bar, Decision, MarketContext, PartialBar, PolicySwitch, Position
 from actors.policies import ReasoningSettings
 from actors.session import timeframe_minutes
 from hrm.config import HRMConfig
@@ -46,7 +48,7 @@ from hrm.thought import (
     RecordedBudget,
 )
 
-Input = MarketContext | Position | PolicySwitch
+Input = MarketContext | PartialBar | Position | PolicySwitch
 
 THINKING_SHARE = 0.9
 """Share of the deadline given to the thinker, so that its last step may take a little longer than
@@ -106,6 +108,7 @@ class _Asked:
     since_ns: int | None  # when its deadline began
     deadline_ms: float  # 0 where the recording says how deep
     record: Recorded | None
+    within_bar: bool = False
 
 
 class ReasoningActor(Actor[Input, Decision]):
@@ -115,6 +118,10 @@ class ReasoningActor(Actor[Input, Decision]):
     hold policy is on, without a valid model, after bad input or a failed inference (`failed`), and
     when the answer came after its deadline (`late`). Nothing is tried twice. Otherwise it is the
     model's best action among those that the position allows.
+
+    A bar that is still open is answered as well, as if it closed now, but it is no bar of the
+    window: without a position the decision is HOLD, with one the model chooses between HOLD and
+    leaving.
 
     The same messages give the same decisions only for the same depth of thought: a replay hands in
     `recorded`, which tells for a decision id what had happened then. What is thought about together
@@ -155,6 +162,7 @@ class ReasoningActor(Actor[Input, Decision]):
         self._needed_bars = max(settings.warm_up_bars, WARMUP_BARS + 1)
         self._window_bars = WINDOW_BARS if thinker is None else thinker.config.inputs.window_bars
         self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by instrument and timeframe
+        self._contexts: dict[tuple[str, str], MarketContext] = {}  # the last of each
         self._closes: dict[tuple[str, str], int] = {}  # when the last bar of each ended
         self.together = settings.max_together
         self._positions: dict[str, Position] = {}
@@ -183,10 +191,24 @@ class ReasoningActor(Actor[Input, Decision]):
 
     def _fold(self, arrival: Arrival[Input]) -> "_Asked | Decision | None":
         """Take a message in; return what there is to ask, the decision without asking, or None."""
-        problem = self.remember(arrival.message)
-        if not isinstance(arrival.message, MarketContext):
-            return None
-        context = arrival.message
+        message, since_ns = arrival.message, arrival.since_ns
+        problem = self.remember(message)
+        match message:
+            case MarketContext():
+                window = self._windows.get((message.instrument, message.timeframe))
+                return self._consider(message, window, since_ns, problem)
+            case PartialBar():
+                return self._consider_within(message, since_ns)
+            case Position() | PolicySwitch():
+                return None
+
+    def _consider(
+        self,
+        context: MarketContext,
+        window: FeatureWindow | None,
+        since_ns: int | None,
+        problem: str | None,
+    ) -> "_Asked | Decision":
         if self._hold_because is not None:
             return hold(context, f"hold policy: {self._hold_because}", policy="hold")
         if self._thinker is None:
@@ -195,18 +217,45 @@ class ReasoningActor(Actor[Input, Decision]):
             return hold(context, f"no valid bar: {problem}", failed=True)
         if not context.bar.is_continuous:
             return hold(context, "not continuous: the bar's prices come from an auction")
-        seen = len(self._windows[context.instrument, context.timeframe].stream)
-        if seen < self._needed_bars:
+        seen = 0 if window is None else len(window.stream)
+        if window is None or seen < self._needed_bars:
             return hold(context, f"warming up: {seen} of {self._needed_bars} bars")
         try:
-            return self._asked(self._thinker, context, arrival.since_ns)
+            return self._asked(self._thinker, context, window, since_ns)
         except (ValueError, ThinkingFailed) as error:
             return self._failed(context, str(error))
 
+    def _consider_within(
+        self, partial: PartialBar, since_ns: int | None
+    ) -> "_Asked | Decision | None":
+        """Consider an open bar as if it closed now, in a copy of the window."""
+        key = (partial.instrument, partial.timeframe)
+        before, window = self._contexts.get(key), self._windows.get(key)
+        if before is None or window is None:
+            return None  # the bars that led to it are not retained any more
+        context = context_within(before, partial)
+        considered: _Asked | Decision
+        if _sign(self._position_on(partial.instrument)) == 0:
+            considered = hold(context, "within the bar: there is no position to leave")
+        else:
+            window, problem = window.copy(), None
+            try:
+                _add(window, context.bar, timeframe_minutes(partial.timeframe) * _NS_PER_MINUTE)
+            except ValueError as error:
+                problem = str(error)
+            considered = self._consider(context, window, since_ns, problem)
+        if isinstance(considered, Decision):
+            return msgspec.structs.replace(considered, within_bar=True)
+        return replace(considered, within_bar=True)
+
     def _asked(
-        self, thinker: Thinker, context: MarketContext, since_ns: int | None
+        self,
+        thinker: Thinker,
+        context: MarketContext,
+        window: FeatureWindow,
+        since_ns: int | None,
     ) -> "_Asked | Decision":
-        observation = self._observe(context)
+        observation = self._observe(context, window)
         if self._recorded is None:
             return _Asked(context, observation, since_ns, self._deadline_ms(thinker, context), None)
         record = self._recorded(decision_id(context))
@@ -250,7 +299,10 @@ class ReasoningActor(Actor[Input, Decision]):
                 yield () if one is None else (one,)
                 continue
             answers = answers or iter(self._ask(asked))
-            yield (self._concluded(one, next(answers)),)
+            concluded = self._concluded(one, next(answers))
+            if one.within_bar:
+                concluded = msgspec.structs.replace(concluded, within_bar=True)
+            yield (concluded,)
 
     def _ask(self, asked: Sequence[_Asked]) -> list[Answer]:
         if self._thinker is None:
@@ -293,41 +345,32 @@ class ReasoningActor(Actor[Input, Decision]):
         """
         match message:
             case MarketContext():
+                self._contexts[message.instrument, message.timeframe] = message
                 return self._remember_bar(message.bar)
             case Position():
                 self._positions[message.instrument] = message
             case PolicySwitch():
                 self._hold_because = message.reason if message.policy == "hold" else None
+            case PartialBar():
+                pass  # it leaves nothing behind
         return None
 
     def _remember_bar(self, bar: Bar) -> str | None:
         if not bar.is_continuous:
             return None  # such bars were not in what the model was trained on
+        key = (bar.instrument, bar.timeframe)
         try:
             bar_ns = timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
-            key = (bar.instrument, bar.timeframe)
             if key not in self._windows:
                 self._windows[key] = FeatureWindow(bar_ns, self._window_bars)
-            # It counts as ending a full bar after its open, also where the session cut it short: so
-            # it does in the candles that the model was trained on, which carry only that time.
-            self._windows[key].add(
-                float(bar.open),
-                float(bar.high),
-                float(bar.low),
-                float(bar.close),
-                float(bar.volume),
-                bar.open_ns + bar_ns,
-                days_to_expiry=bar.days_to_expiry,
-                spread=None if bar.spread is None else float(bar.spread),
-            )
-            self._closes[key] = bar.open_ns + bar_ns
+            _add(self._windows[key], bar, bar_ns)
         except ValueError as error:
             return str(error)
+        self._closes[key] = bar.open_ns + bar_ns
         return None
 
-    def _observe(self, context: MarketContext) -> Observation:
+    def _observe(self, context: MarketContext, window: FeatureWindow) -> Observation:
         """Turn window, account and context into what the model reads."""
-        window = self._windows[context.instrument, context.timeframe]
         bars, mask = window.read()
         # The same mean that the model was trained with; the context's own serves the stops.
         atr = window.stream.average_true_range
@@ -399,6 +442,24 @@ class ReasoningActor(Actor[Input, Decision]):
         largest = instrument.max_lots(position.average_price, capital, Decimal(0))
         share = min(lots / largest, 1.0) if largest else 1.0
         return math.copysign(share, position.net_quantity)
+
+
+def _add(window: FeatureWindow, bar: Bar, bar_ns: int) -> None:
+    """Take a bar into a window; ValueError for one that cannot be true.
+
+    It counts as ending a full bar after its open, also where the session cut it short: so it does
+    in the candles that the model was trained on, which carry only that time.
+    """
+    window.add(
+        float(bar.open),
+        float(bar.high),
+        float(bar.low),
+        float(bar.close),
+        float(bar.volume),
+        bar.open_ns + bar_ns,
+        days_to_expiry=bar.days_to_expiry,
+        spread=None if bar.spread is None else float(bar.spread),
+    )
 
 
 def _sign(position: Position | None) -> int:

@@ -317,6 +317,7 @@ class FeatureWindow:
         """window: rows kept."""
         if window <= 0:
             raise ValueError(f"window must be positive, was {window}")
+        self._bar_ns = bar_ns
         self.stream = FeatureStream(bar_ns)
         self._window = window
         self._rows: deque[NDArray[np.float32]] = deque(maxlen=window)
@@ -348,6 +349,13 @@ class FeatureWindow:
         )
         if row is not None:
             self._rows.append(row.astype(np.float32))
+
+    def copy(self) -> "FeatureWindow":
+        """Return a window that goes on from here by itself: for a bar that may still change."""
+        copied = FeatureWindow(self._bar_ns, self._window)
+        copied.stream = FeatureStream.restored(self.stream.snapshot())
+        copied._rows = self._rows.copy()
+        return copied
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the rows [window, F], newest last, and which of them are real [window].

@@ -122,12 +122,17 @@ def session_plan(state_dir: Path, markets: list[Market], **changes: Any) -> Sess
     )
 
 
-async def record_session(state_dir: Path) -> RecordedSession:
-    """Run a session to the end of its candles and close its recording."""
+async def record_session(
+    state_dir: Path, *, in_lock_step: bool = True, **changes: Any
+) -> RecordedSession:
+    """Run a session to the end of its candles and close its recording.
+
+    Out of lock step events are published as many at a time as wait. changes: of settings.
+    """
     release_tiny_model(state_dir / "models")
     catalogue = load_instruments(CONFIG_DIR, {}).catalogue
     markets = load_markets([write_candles(state_dir)], [], catalogue)
-    plan = session_plan(state_dir, markets)
+    plan = session_plan(state_dir, markets, **changes)
     folder = begin_session(state_dir, plan)
     workshop = Workshop.of(plan)
     settings = workshop.settings
@@ -146,7 +151,8 @@ async def record_session(state_dir: Path) -> RecordedSession:
         clock_ns=lambda: source.now_ns,
         max_order_rate_per_second=settings.execution.max_order_rate_per_second,
     )
-    source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle)
+    if in_lock_step:
+        source.wait_until_quiet = lambda: until_quiet(bus, gateway.is_idle)
     statistics = SessionStatistics()
     journal = Journal(
         bus, folder, (*NAMES, gateway.name), batch_entries=64, block_ms=20, on_entry=statistics.add

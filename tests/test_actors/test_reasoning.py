@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from actors.base import Arrival
 from actors.deciding import ThinkingFailed, trained_complexity
-from actors.messages import Decision, MarketContext, Message, Position
+from actors.messages import ACTIONS, Decision, MarketContext, Message, PartialBar, Position
 from actors.policies import ReasoningSettings
 from actors.reasoning import (
     RESERVE_SHARE,
@@ -308,6 +308,125 @@ def test_an_answer_that_cannot_be_one_is_a_failed_hold(
 
     assert (decision.action, decision.failed) == ("HOLD", True)
     assert decision.reason == f"no valid answer: {problem}"
+
+
+# Within a bar
+
+
+def a_partial(number: int = NEEDED, price: str = "21900", **fields: Any) -> PartialBar:
+    """Return bar `number`, two minutes after it began, with a fall to `price` in it."""
+    open_ns = OPEN_NS + number * 5 * MINUTE_NS
+    given_: dict[str, Any] = {
+        "instrument": "Nifty",
+        "timeframe": "5",
+        "open": Decimal(22000),
+        "high": Decimal(22010),
+        "low": Decimal(price),
+        "last_price": Decimal(price),
+        "volume": 300,
+        "open_ns": open_ns,
+        "as_of_ns": open_ns + 2 * MINUTE_NS,
+        "ticks": 40,
+        "reference_price": Decimal(22000),
+    }
+    return PartialBar(**(given_ | fields))
+
+
+def closed(partial: PartialBar) -> MarketContext:
+    """Return the context that this bar leads to if it goes on no further."""
+    bar = a_bar(
+        partial.last_price,
+        NEEDED,
+        open=partial.open,
+        high=partial.high,
+        low=partial.low,
+        volume=partial.volume,
+    )
+    return a_context(bar, missing=("news", "correlation"), bars_seen=NEEDED + 1)
+
+
+def test_within_a_bar_and_without_a_position_there_is_nothing_to_think_about() -> None:
+    thinker = ScriptedThinker(action=0)
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED))
+    thinker.observations.clear()
+
+    [decision] = decisions_of(actor, a_partial())
+
+    assert (decision.action, decision.within_bar, decision.failed) == ("HOLD", True, False)
+    assert decision.id == f"Nifty@{a_partial().as_of_ns}"
+    assert thinker.observations == []
+
+
+@pytest.mark.parametrize(
+    ("position", "leaves"),
+    [
+        (a_position(75), "CLOSE_LONG"),
+        (a_position(-75), "CLOSE_SHORT"),
+        (a_position(75, instrument="A put", underlying="Nifty", option_kind="PE"), "CLOSE_SHORT"),
+    ],
+)
+def test_within_a_bar_a_position_can_only_be_left_or_held(position: Position, leaves: str) -> None:
+    thinker = ScriptedThinker(action=ACTIONS.index(leaves))
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED), position)
+
+    [decision] = decisions_of(actor, a_partial())
+
+    allowed = dict(zip(ACTIONS, thinker.observations[-1].allowed_actions, strict=True))
+    assert [action for action, may in allowed.items() if may] == [leaves, "HOLD"]
+    assert (decision.action, decision.within_bar) == (leaves, True)
+    assert (decision.reference_price, decision.atr) == (Decimal(21900), Decimal(20))
+    assert decision.bar_close_ns == a_partial().as_of_ns
+
+
+def test_the_model_reads_an_open_bar_as_if_it_closed_now() -> None:
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED), a_position(75))
+
+    outputs_of(actor, a_partial(), closed(a_partial()))
+
+    within, at_close = thinker.observations[-2:]
+    assert within.bars.tobytes() == at_close.bars.tobytes()
+    assert within.account.tobytes() == at_close.account.tobytes()
+
+
+def test_an_open_bar_leaves_nothing_behind_in_what_the_model_reads_later() -> None:
+    seen = []
+    for partials in (
+        [],
+        [a_partial(), a_partial(price="21800", as_of_ns=a_partial().as_of_ns + 1)],
+    ):
+        thinker = ScriptedThinker()
+        actor = an_actor(thinker)
+        outputs_of(actor, *contexts(NEEDED), a_position(75), *partials)
+        outputs_of(actor, *contexts(2, first=NEEDED))
+        seen.append([observation.bars.tobytes() for observation in thinker.observations[-2:]])
+
+    assert seen[0] == seen[1]
+
+
+def test_an_open_bar_that_cannot_be_true_is_a_failed_hold() -> None:
+    actor = an_actor(ScriptedThinker(action=2))
+    outputs_of(actor, *contexts(NEEDED), a_position(75))
+
+    [decision] = decisions_of(actor, a_partial(high=Decimal(1)))
+
+    assert (decision.action, decision.failed, decision.within_bar) == ("HOLD", True, True)
+
+
+def test_an_open_bar_of_which_no_closed_one_is_known_is_passed_over() -> None:
+    assert decisions_of(an_actor(ScriptedThinker()), a_partial()) == []
+
+
+def test_a_late_answer_within_a_bar_is_a_hold_as_any_other() -> None:
+    actor = an_actor(ScriptedThinker(action=2, elapsed_us=50_001))
+    outputs_of(actor, *contexts(NEEDED), a_position(75))
+
+    [decision] = decisions_of(actor, a_partial())
+
+    assert (decision.action, decision.late, decision.within_bar) == ("HOLD", True, True)
 
 
 # Deciding

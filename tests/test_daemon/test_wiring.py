@@ -61,7 +61,7 @@ def test_streams_with_numbers_have_one_writer() -> None:
 
 
 def test_what_must_be_handled_in_the_end_are_the_streams_with_numbers() -> None:
-    assert INPUT_STREAMS["market_feed"] == ("tick", "time")
+    assert INPUT_STREAMS["market_feed"] == ("tick", "time", "context")
     assert INPUT_STREAMS["risk"] == ("decision", "position", "chain", "time")
     assert INPUT_STREAMS["order_gateway"] == ("order",)
     assert set(INPUT_STREAMS) == {*NAMES, "order_gateway"}
@@ -105,7 +105,7 @@ def test_the_graph_names_every_actor_and_edge() -> None:
     assert list(shown) == [*NAMES, *EDGES]
     assert shown["reasoning"] == {
         "actor": "reasoning",
-        "inputs": ["MarketContext", "Position", "PolicySwitch"],
+        "inputs": ["MarketContext", "PartialBar", "Position", "PolicySwitch"],
         "outputs": ["Decision"],
         "heavy": True,
         "on_crash": "restart",
