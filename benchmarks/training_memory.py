@@ -17,11 +17,10 @@ import torch
 from benchmarks.machine import ROOT, machine_facts
 from benchmarks.training_data import a_training
 from hrm.config import HRMConfig, PresetName
+from hrm.memory import BYTES_PER_GIB, resident_bytes
 from hrm.model import Gradient, HierarchicalReasoningModel
 from hrm.training.memory import (
-    BYTES_PER_GIB,
     peak_resident_bytes,
-    resident_bytes,
     saved_tensor_bytes,
 )
 from hrm.training.precision import drawn_inputs

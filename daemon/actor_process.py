@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from actors.base import Actor
-from actors.reasoning import Thinker
 from daemon.bus import Bus
 from daemon.engine_record import EngineRecord, limits_of_session, note_engine, read_engine
 from daemon.kill_switch import KillSwitchLatch
@@ -25,9 +24,11 @@ from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
 from daemon.runner import Runner
 from daemon.settings import Settings
+from daemon.thinking_care import REMEDY, ThinkingCare
 from daemon.wiring import Workshop, on_crash
 from hrm.engine_facts import processor
 from hrm.manifest import EngineRefused, IntegrityError
+from hrm.memory import HRMMemoryOptimizer
 
 if TYPE_CHECKING:
     from hrm.agent import HRMAgent
@@ -39,7 +40,7 @@ def load_thinker(
     plan: SessionPlan,
     monotonic_ns: Callable[[], int] = time.monotonic_ns,
     folder: Path | None = None,
-) -> Thinker | None:
+) -> "HRMAgent | None":
     """Load the model the plan names, verified and warm; None when it names none.
 
     folder: of the session, which keeps its engine there; None for one that is not recorded. Raises
@@ -66,6 +67,8 @@ def load_thinker(
                 EngineRecord(name=agent.choice.name, simd=agent.choice.simd, processor=processor()),
             )
     agent.warm_up(settings.reasoning.max_together)
+    if agent.profile is not None:
+        agent.profile.clear()
     return_unused()
     return agent
 
@@ -111,6 +114,7 @@ def make_runner(
     settings: Settings,
     latch: KillSwitchLatch,
     restarts: int = 0,
+    rest: Callable[[bool], None] = lambda _: None,
 ) -> Runner:
     """Return the runner of an actor; a failure of one that may not fail engages the latch."""
     name = build().name
@@ -130,7 +134,15 @@ def make_runner(
         on_failure=halt,
         rss_mib=resident_mib,
         restarts=restarts,
+        rest=rest,
     )
+
+
+def care_of(thinker: "HRMAgent", settings: Settings) -> ThinkingCare:
+    """Return what looks after the process of a thinker between its decisions."""
+    performance = settings.hierarchical_reasoning_model.performance
+    memory = HRMMemoryOptimizer(performance.memory_limit_gb, REMEDY)
+    return ThinkingCare(memory, thinker.profile, time.monotonic)
 
 
 async def serve(name: str, folder: Path, bus_url: str, state_dir: Path, restarts: int) -> None:
@@ -138,12 +150,18 @@ async def serve(name: str, folder: Path, bus_url: str, state_dir: Path, restarts
     plan = read_plan(folder)
     bus = RedisBus(bus_url, plan.prefix)
     latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns)
-    build = builder(plan, name, folder)
-    runner = make_runner(build, bus, Workshop.of(plan).settings, latch, restarts)
+    workshop = Workshop.of(plan)
+    thinker = load_thinker(plan, folder=folder) if name == "reasoning" else None
+    rest = care_of(thinker, workshop.settings).rest if thinker else lambda _: None
+    runner = make_runner(
+        lambda: workshop.build(name, thinker), bus, workshop.settings, latch, restarts, rest
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, runner.stop)
     gc.collect()
     gc.freeze()  # what start-up made stays: later collections need not walk it
+    if thinker:
+        gc.disable()  # a decision does not wait for one; rest() collects
     try:
         await runner.run()
     finally:

@@ -4,6 +4,7 @@ What is said comes from `hrm.description`, which loads torch and is therefore im
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,11 @@ import typer
 
 from daemon.errors import ConfigError
 from daemon.settings import load_settings
-from hrm.config import PerformanceConfig
+from hrm.config import HRMConfig, PerformanceConfig
 from hrm.manifest import IntegrityError
+from hrm.profiling import Summary
 
+PROFILED_DECISIONS = 200
 ROWS = ("parameters", "file_mb", "segments", "cycles", "timesteps")
 
 
@@ -27,13 +30,33 @@ def model(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Think some times, and print what each step took.")
+    ] = False,
 ) -> None:
     """Verify the released model; print size, scores and engine, and the production size."""
     settings = load_settings(config, overrides={}, demo=True)
     performance = settings.hierarchical_reasoning_model.performance
     state_dir = settings.session.state_dir
-    answer = describe(models or settings.session.model_dir, performance, state_dir)
+    folder = models or settings.session.model_dir
+    answer = describe(folder, performance, state_dir)
+    if profile:
+        answer["profile"] = profile_of(folder, settings.hierarchical_reasoning_model, state_dir)
     print(json.dumps(answer) if as_json else "\n".join(_table(answer)))
+
+
+def profile_of(folder: Path, limits: HRMConfig, state_dir: Path | None = None) -> Summary:
+    """Let the released model think some times; return what the steps took, in microseconds."""
+    from hrm.agent import HRMAgent  # noqa: PLC0415 - loads the runtime
+
+    profiled = limits.changed(performance={"enable_profiling": True})
+    agent = HRMAgent.load(folder, time.monotonic_ns, profiled, state_dir)
+    agent.warm_up()
+    if agent.profile is None:
+        return {}
+    agent.profile.clear()
+    agent.warm_up(decisions=PROFILED_DECISIONS)
+    return agent.profile.summary()
 
 
 def describe(
@@ -79,10 +102,15 @@ def _table(answer: dict[str, Any]) -> list[str]:
     rows = {key: (released[key], production[key]) for key in ROWS}
     rows |= {part: (released["parts"][part], count) for part, count in production["parts"].items()}
     refused = [f"{'':12}not {name}: {reason}" for name, reason in answer["engine_refused"].items()]
+    steps = [
+        f"step {step:12}" + "".join(f"{key} {value:>9,}  " for key, value in taken.items())
+        for step, taken in answer.get("profile", {}).items()
+    ]
     return [
         f"released    {released['name']}, SHA-256 verified, of {released['created']}",
         f"engine      {answer['engine']}: {answer['engine_reason']}",
         *refused,
         f"{'':12}{'released':>12}{'production':>14}",
         *(f"{name:12}{left:>12,}{right:>14,}" for name, (left, right) in rows.items()),
+        *steps,
     ]

@@ -27,7 +27,8 @@ class Runner:
     """Run one actor on one bus until told to stop.
 
     `build` makes a fresh actor for each recovery. `on_failure` is awaited, with the reason, when
-    `handle` raised; the entry then lies in the dead letters and is acknowledged.
+    `handle` raised; the entry then lies in the dead letters and is acknowledged. `rest` is called
+    after every read and what followed from it, and told whether the read brought nothing.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Runner:
         on_failure: Callable[[str], Awaitable[None]] | None = None,
         rss_mib: Callable[[], float] = lambda: 0.0,
         restarts: int = 0,
+        rest: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._build = build
         self._bus = bus
@@ -53,6 +55,7 @@ class Runner:
         self._heartbeat_s = heartbeat_s
         self._on_failure = on_failure
         self._rss_mib = rss_mib
+        self._rest = rest
         self._actor = build()
         self.name = self._actor.name
         self._inputs = self._actor.inputs()
@@ -119,6 +122,7 @@ class Runner:
                     good = await self._handle_batch(consumer, batch)
                     self._lost = lost_before + consumer.lost
                 await self._measure_lag(consumer)
+                self._rest(not batch)
         finally:
             await consumer.close()
 

@@ -20,6 +20,7 @@ from hrm.halting import min_segments
 from hrm.manifest import IntegrityError, Manifest
 from hrm.observations import as_row, stacked
 from hrm.parity import rows_stand_alone
+from hrm.profiling import Profile, ProfiledEngine
 from hrm.residuals import HierarchicalConvergence
 from hrm.rows import NS_PER_MS, NS_PER_US, Row, check_budget
 from hrm.thought import (
@@ -54,10 +55,12 @@ class HRMAgent:
         choice: EngineChoice | None = None,
         *,
         batches: bool = False,
+        profile: Profile | None = None,
     ) -> None:
         """batches: the engine says the same of a row alone and among others, to the bit.
 
-        Without it several observations are thought about one after the other.
+        Without it several observations are thought about one after the other. profile: gets the
+        times of the steps; None times nothing.
         """
         entry = manifest.models[manifest.released]
         self.manifest = manifest
@@ -65,7 +68,10 @@ class HRMAgent:
         self.digest = entry.sha256
         self.choice = choice  # None where the caller brought an engine
         self.batches = batches
-        self._engine = engine
+        self.profile = profile
+        self._engine: Engine[Any, Any] = engine
+        if profile is not None:
+            self._engine = ProfiledEngine(engine, profile, clock_ns)
         self._vocabularies = entry.vocabularies
         self._clock_ns = clock_ns
         self._m_max = self.config.adaptive_computation.m_max
@@ -102,15 +108,29 @@ class HRMAgent:
             state_dir=state_dir,
         )
         batches = rows_stand_alone(engine, weights.entry.config)
-        return cls(engine, weights.manifest, clock_ns, limits, choice, batches=batches)
+        profile = Profile() if performance.enable_profiling else None
+        return cls(
+            engine, weights.manifest, clock_ns, limits, choice, batches=batches, profile=profile
+        )
 
-    def warm_up(self, together: int = 1) -> None:
-        """Think a few times about nothing, so that first costs are paid and later ones known.
+    def warm_up(self, together: int = 1, decisions: int = WARM_UP_DECISIONS) -> None:
+        """Think some times about nothing, so that first costs are paid and later ones known.
 
         together: the most observations that will be thought about at a time.
         """
+        question = self._nothing(min(WARM_UP_CYCLES, self._max_cycles))
+        for _ in range(decisions):
+            self.reason_many([question])
+        rows, limit_ns = 1, self.config.performance.max_inference_time_ms * NS_PER_MS
+        while self.batches and rows < together and self._least_ns(2 * rows) < limit_ns:
+            rows = min(2 * rows, together)
+            for _ in range(decisions):
+                self.reason_many([question] * rows)
+
+    def _nothing(self, cycles: int) -> Question:
+        """Return a question about a market without prices, to be thought about so deep."""
         inputs = self.config.inputs
-        nothing = Observation(
+        observation = Observation(
             bars=np.zeros((inputs.window_bars, inputs.n_features), dtype=np.float32),
             mask=np.ones(inputs.window_bars, dtype=np.bool_),
             instrument="",
@@ -120,14 +140,7 @@ class HRMAgent:
             complexity=0.0,
             allowed_actions=(True, True, True, True, True),
         )
-        question = (nothing, RecordedBudget(min(WARM_UP_CYCLES, self._max_cycles)))
-        for _ in range(WARM_UP_DECISIONS):
-            self.reason_many([question])
-        rows, limit_ns = 1, self.config.performance.max_inference_time_ms * NS_PER_MS
-        while self.batches and rows < together and self._least_ns(2 * rows) < limit_ns:
-            rows = min(2 * rows, together)
-            for _ in range(WARM_UP_DECISIONS):
-                self.reason_many([question] * rows)
+        return observation, RecordedBudget(cycles)
 
     def reason(self, observation: Observation, budget: Budget) -> Thought:
         """Think until halted, converged, at full depth or out of budget.
@@ -157,6 +170,8 @@ class HRMAgent:
             except ValueError as error:
                 answers[place] = NoThought(str(error))
         rows, late = self._admitted(rows, started_ns)
+        if self.profile is not None:
+            self.profile.add("check", self._clock_ns() - started_ns)
         for row in late:
             waited_us = row.waited_ns // NS_PER_US
             answers[row.place] = NoThought("there was no time left to think", True, waited_us)
@@ -292,6 +307,11 @@ class HRMAgent:
         finished_ns = self._clock_ns()
         if rows:
             self._finish_cost.observe(len(rows), finished_ns - before_ns)
+        if self.profile is not None:
+            self.profile.add("answer", finished_ns - before_ns)
+            self.profile.add("thought", finished_ns - started_ns)
+            for row in rows:
+                self.profile.add("transport", row.waited_ns)
         elapsed_us = (finished_ns - started_ns) // NS_PER_US
         return {
             place: replace(answer, elapsed_us=elapsed_us) if isinstance(answer, Thought) else answer

@@ -1,4 +1,4 @@
-"""Memory of training: what the backward pass keeps, what the process holds, and the cap on it.
+"""Memory of training: what the backward pass keeps, and how to keep less.
 
 The one-step gradient makes the first constant in depth; this file measures that it does. Where
 that is still too much, batch and gradient are settings, and blocks can be computed twice.
@@ -7,7 +7,6 @@ that is still too much, batch and gradient are settings, and blocks can be compu
 import resource
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hrm.layers import Block
 
-BYTES_PER_GIB = 1024**3
-
-
-class MemoryLimitExceededError(RuntimeError):
-    """The process holds more memory than the settings allow."""
-
-
-class HRMMemoryOptimizer:
-    """Measure the memory of training steps and stop a run that exceeds its cap."""
-
-    def __init__(self, limit_gib: float) -> None:
-        if limit_gib <= 0:
-            raise ValueError(f"the memory limit must be positive, was {limit_gib} GiB")
-        self.limit_gib = limit_gib
-
-    def check(self) -> int:
-        """Return the resident bytes, or raise MemoryLimitExceededError beyond the cap."""
-        resident = resident_bytes()
-        if resident > self.limit_gib * BYTES_PER_GIB:
-            raise MemoryLimitExceededError(
-                f"training holds {resident / BYTES_PER_GIB:.2f} GiB, the limit is "
-                f"{self.limit_gib} GiB: lower training.segment_batch_size (--batch), keep "
-                "fewer activations (--checkpoint-activations), choose a smaller preset, or raise "
-                "performance.memory_limit_gb"
-            )
-        return resident
+REMEDY = (
+    "lower training.segment_batch_size (--batch), keep fewer activations "
+    "(--checkpoint-activations), choose a smaller preset, or raise performance.memory_limit_gb"
+)
+"""What to do about a training that holds too much."""
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -87,12 +65,6 @@ def saved_tensor_bytes(forward: Callable[[], object], parameters: Iterable[Tenso
     total = sum(kept.values())
     del result
     return total
-
-
-def resident_bytes() -> int:
-    """Return the memory this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
 
 
 def peak_resident_bytes() -> int:

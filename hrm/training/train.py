@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from hrm.config import HRMConfig, PresetName
 from hrm.manifest import IntegrityError
+from hrm.memory import MemoryLimitExceededError
 from hrm.training.candles import DataQualityError, embedded_candles_path, read_candles
 from hrm.training.checkpoint import FILE_NAME, CheckpointError
 from hrm.training.deep_supervision import (
@@ -27,7 +28,6 @@ from hrm.training.deep_supervision import (
     TrainingDivergedError,
 )
 from hrm.training.market_table import LabelSettings
-from hrm.training.memory import MemoryLimitExceededError
 from hrm.training.precision import Precision, faster_precision, seconds_per_step
 from hrm.training.prior import Prior
 from hrm.training.processes import Processes, ProcessesDisagreeError, joined_processes

@@ -27,6 +27,7 @@ from hrm.config import HRMConfig
 from hrm.features import FEATURE_NAMES, FEATURE_SCHEMA_SHA256
 from hrm.integrity import load_release, save_release
 from hrm.manifest import DataRecord, FeatureRecord, ModelCard, Vocabularies
+from hrm.memory import HRMMemoryOptimizer
 from hrm.model import HierarchicalReasoningModel
 from hrm.training.candles import Candles, check_quality
 from hrm.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -40,7 +41,7 @@ from hrm.training.market_table import (
     market_table,
     split_by_date,
 )
-from hrm.training.memory import HRMMemoryOptimizer, peak_resident_bytes
+from hrm.training.memory import REMEDY, peak_resident_bytes
 from hrm.training.precision import Precision
 from hrm.training.processes import Processes
 from hrm.training.samples import draw_samples
@@ -99,7 +100,7 @@ class Trainer:
         self.folder = folder
         self.processes = processes or Processes()
         self._console = console
-        self._memory = HRMMemoryOptimizer(run.config.performance.memory_limit_gb)
+        self._memory = HRMMemoryOptimizer(run.config.performance.memory_limit_gb, REMEDY)
         self.table, self.split = _prepared(run)
         self._generator = np.random.default_rng(run.seed)
         torch.manual_seed(run.seed)

@@ -55,6 +55,7 @@ def process_as_before() -> Iterator[None]:
     structlog.reset_defaults()
     ctypes.CDLL(None).prctl(1, 0)
     gc.unfreeze()
+    gc.enable()
 
 
 def arguments(name: str, folder: Path, url: str) -> list[str]:

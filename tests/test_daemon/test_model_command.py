@@ -89,3 +89,12 @@ def test_the_command_line_loads_no_torch_before_a_command_needs_it() -> None:
     code = "import sys, daemon.cli; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_profile_says_what_each_step_of_thinking_took(models: Path) -> None:
+    result = CliRunner().invoke(app, ["model", "--json", "--profile", "--models", str(models)])
+
+    steps = json.loads(result.stdout)["profile"]
+    assert {"check", "encode", "cycle", "residual", "heads", "answer", "thought"} <= set(steps)
+    assert steps["thought"]["count"] == 200
+    assert 0 < steps["encode"]["p50_us"] <= steps["thought"]["p99_us"]

@@ -473,6 +473,16 @@ async def test_one_that_fails_among_others_is_set_aside_alone(bus: UnreliableBus
     assert built[-1].remembered == 2
 
 
+async def test_between_two_reads_there_is_time_to_look_after_things(bus: UnreliableBus) -> None:
+    rests: list[bool] = []
+
+    async with running(a_runner(bus, rest=rests.append)):
+        await until(lambda: True in rests)
+        await publish(bus, 1)
+        await quiet(bus)
+        await until(lambda: False in rests and rests[-1])
+
+
 async def test_a_heavy_actor_hears_when_what_led_to_a_message_reached_us(
     bus: UnreliableBus,
 ) -> None:

@@ -5,12 +5,11 @@ import torch
 from model_builders import a_model, some_inputs
 from torch import Tensor
 
+from hrm.memory import HRMMemoryOptimizer, MemoryLimitExceededError, resident_bytes
 from hrm.training.memory import (
-    HRMMemoryOptimizer,
-    MemoryLimitExceededError,
+    REMEDY,
     peak_resident_bytes,
     recompute_activations,
-    resident_bytes,
     saved_tensor_bytes,
 )
 
@@ -80,17 +79,17 @@ def test_a_kept_tensor_is_counted_once_and_parameters_not_at_all() -> None:
 
 
 def test_a_process_within_its_cap_goes_on() -> None:
-    assert HRMMemoryOptimizer(limit_gib=1000.0).check() > 0
+    assert HRMMemoryOptimizer(1000.0, REMEDY).check() > 0
 
 
 def test_a_process_beyond_its_cap_is_told_what_to_change() -> None:
     with pytest.raises(MemoryLimitExceededError, match=r"limit is 1e-06 GiB: lower .*batch_size"):
-        HRMMemoryOptimizer(limit_gib=1e-6).check()
+        HRMMemoryOptimizer(1e-6, REMEDY).check()
 
 
 def test_a_cap_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive, was 0"):
-        HRMMemoryOptimizer(limit_gib=0)
+        HRMMemoryOptimizer(0, REMEDY)
 
 
 def test_the_peak_is_at_least_the_present() -> None:
