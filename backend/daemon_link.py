@@ -106,9 +106,14 @@ class DaemonLink:
         bus = RedisBus(place.url, place.plan.prefix)
         announcer = Announcer(bus, "backend", [request.stream])
         try:
-            await announcer.publish(request)
-            async with asyncio.timeout(self._answer_within_s):
-                return await answered
+            (entry_id,) = await announcer.publish(request)
+            try:
+                async with asyncio.timeout(self._answer_within_s):
+                    return await answered
+            except TimeoutError:
+                # A daemon that comes back must not act on what its user has given up.
+                await bus.withdraw(request.stream, entry_id)
+                raise
         except BusError as error:
             raise NoAnswer(str(error)) from error
         except TimeoutError as error:

@@ -142,6 +142,12 @@ class RedisBus:
                 self.undecodable += 1
         return found
 
+    async def withdraw(self, stream: str, entry_id: str) -> None:
+        """Take an entry out of a shared stream; who has not read it by now never will."""
+        if stream not in SHARED_STREAMS:
+            raise BusError(f"{stream} numbers its entries: nothing can be taken out of it")
+        accepted((await self._ask(("XDEL", self._keys.stream(stream), entry_id)))[0])
+
     async def entries(self, stream: str, start: str = "-", limit: int | None = None) -> list[Entry]:
         """Return retained entries of a stream from `start` (inclusive id) on."""
         found: list[Entry] = []

@@ -215,6 +215,10 @@ class Sandbox:
         """Return the process of an actor."""
         return self._only(f"daemon.actor_process {name} ")
 
+    def daemon_pid(self) -> int:
+        """Return the process of the one daemon."""
+        return self._only("hrm-trader run ")
+
     def server_pid(self) -> int:
         """Return the process of the message server."""
         return self._only("valkey-server")

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from builders import OPEN_NS, a_bar, a_tick, a_time
 
+from actors.messages import StopSession
 from daemon.bus import Entry, Output
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, ConfigError
@@ -549,3 +550,36 @@ async def test_a_consumer_fenced_right_after_its_commit_does_no_more(
     assert len(await bus.handled("feed")) == 1
     await publisher.close()
     await consumer.close()
+
+
+async def test_what_is_withdrawn_before_it_is_read_is_never_read(bus: RedisBus) -> None:
+    publisher = await bus.publisher("backend", ["request"])
+    given_up, wanted = await publisher.publish(a_stop_request("r1"), a_stop_request("r2"))
+
+    await bus.withdraw("request", given_up)
+
+    consumer = await bus.consumer("risk", ["request"])
+    batch = await consumer.read(64, 0)
+    await consumer.commit(batch, [])
+    assert [entry.id for entry in batch] == [wanted]
+    assert consumer.lost == 0
+    assert await bus.is_quiet()
+    await publisher.close()
+    await consumer.close()
+
+
+async def test_nothing_can_be_withdrawn_from_a_stream_that_numbers_its_entries(
+    bus: RedisBus,
+) -> None:
+    publisher = await bus.publisher("edge", ["tick"])
+    (entry_id,) = await publisher.publish(a_tick())
+
+    with pytest.raises(BusError, match="numbers its entries"):
+        await bus.withdraw("tick", entry_id)
+
+    assert [entry.id for entry in await bus.entries("tick")] == [entry_id]
+    await publisher.close()
+
+
+def a_stop_request(request_id: str) -> StopSession:
+    return StopSession(id=request_id, user_id="FA1", at_ns=OPEN_NS)
