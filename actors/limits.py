@@ -4,7 +4,8 @@ An order at the market has no worst price; exchanges penalise algorithms that se
 Whether and when to trade is for others to say.
 """
 
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Final
 
 from actors.instruments import Instrument
 from actors.messages import OrderIntent, Tick
@@ -12,6 +13,7 @@ from actors.orders import Order
 from actors.policies import ExecutionSettings
 
 _SECOND_NS = 1_000_000_000
+_SHARE_STEP: Final = Decimal("0.0002")  # of the price
 
 
 class Limits:
@@ -71,7 +73,22 @@ class Limits:
         return (tick.ask if is_buy else tick.bid) or tick.last_price
 
     def _beyond(self, instrument: Instrument, price: Decimal, *, is_buy: bool) -> Decimal:
+        step = _step(instrument, price)
+        steps = price * (1 + self._band if is_buy else 1 - self._band) / step
         if is_buy:
-            return instrument.round_to_tick(price * (1 + self._band), "up")
-        lowest = instrument.round_to_tick(price * (1 - self._band), "down")
-        return max(instrument.tick_size, lowest)
+            return steps.to_integral_value(rounding=ROUND_CEILING) * step
+        return max(step, steps.to_integral_value(rounding=ROUND_FLOOR) * step)
+
+
+def _step(instrument: Instrument, price: Decimal) -> Decimal:
+    """Return what limits are a multiple of: the tick, or for a share whatever its tick may be.
+
+    Exchanges set the ticks of shares anew each month, by price: 1 or 5 of a power of ten, at most a
+    4000th of the price (NSE since April 2025: 5 from 20,000 on). The next such number from a 5000th
+    on is a multiple of them all.
+    """
+    if not instrument.exchange_symbol.endswith("-EQ"):
+        return instrument.tick_size
+    least = price * _SHARE_STEP
+    power = Decimal(10) ** least.adjusted()
+    return max(instrument.tick_size, next(n * power for n in (1, 5, 10) if n * power >= least))

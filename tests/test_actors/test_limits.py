@@ -16,8 +16,12 @@ from builders import (
     an_intent,
     outputs_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.execution import ExecutionActor
+from actors.instruments import Instrument
+from actors.limits import Limits
 from actors.messages import (
     CancelOrder,
     ExecutionReport,
@@ -83,6 +87,37 @@ def test_a_limit_lies_a_band_beyond_the_price_it_would_trade_at(
     order = the_order(outputs_of(execution, a_time(), a_tick(**quotes), an_intent(units)))
 
     assert (order.order_type, order.limit_price) == ("limit", Decimal(limit))
+
+
+TICKS = (  # of NSE shares since 15 April 2025: up to this price, this tick
+    ("250", "0.01"), ("1000", "0.05"), ("5000", "0.10"), ("10000", "0.50"), ("20000", "1.00"),
+    ("100000", "5.00"),
+)  # fmt: skip
+
+
+@given(
+    price=st.decimals("1", "99000", places=2),
+    moved=st.decimals("0.9", "1.1", places=3),
+    is_buy=st.booleans(),
+)
+def test_a_limit_of_a_share_is_on_the_exchanges_grid_whatever_the_catalogue_says(
+    price: Decimal, moved: Decimal, is_buy: bool
+) -> None:
+    """moved: how far the price has gone since the exchange set the tick."""
+    share = Instrument(
+        symbol="Share", name="Share", exchange_symbol="NSE:SHARE-EQ", kind="stock",
+        lot_size=1, tick_size=Decimal("0.05"),
+    )  # fmt: skip
+    limits = Limits(ExecutionSettings(order_type="limit", limit_band=0.005))
+    limits.see(a_tick(price, instrument="Share"))
+
+    limit = limits.of(share, 1 if is_buy else -1, None)
+
+    tick = next(Decimal(tick) for up_to, tick in TICKS if price * moved < Decimal(up_to))
+    assert limit is not None
+    assert limit % tick == limit % Decimal("0.05") == 0
+    assert (limit >= price) if is_buy else (0 < limit <= max(price, Decimal("0.05")))
+    assert abs(limit - price) <= price * Decimal("0.006") + Decimal("0.05")
 
 
 def test_without_a_tick_the_price_decided_on_counts() -> None:
