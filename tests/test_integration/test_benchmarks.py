@@ -73,3 +73,13 @@ def test_the_feed_benchmark_loses_no_tick_and_compares_two_decoders() -> None:
     assert [run["repeated"] for run in answer["rates"]] == [0, 0]
     assert answer["decode_ns_per_tick"] > 0
     assert answer["sdk_decode_ns_per_tick"] > 0
+
+
+def test_deciding_some_thousand_times_does_not_make_the_process_grow() -> None:
+    answer = answer_of("benchmarks.growth", "--quick")
+
+    assert answer["decisions"] == 4000
+    assert answer["decisions_thought"] > 2000
+    assert answer["growth_mib"] < 8
+    assert answer["rss_mib"] < 250
+    assert answer["has_torch"] is False
