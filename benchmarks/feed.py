@@ -6,9 +6,10 @@
 Decoding: the same frames through our decoder up to a Tick message, and through the SDK's own
 methods up to its callback, alternating, best of several rounds; nothing else of the SDK runs. Feed:
 a server in a process of its own writes paced frames to a loopback socket; our DataSocket reads
-them and TickSource publishes what is waiting to the bundled message server. Every tick carries its
-number as its volume, so lost and repeated ones are counted. Latency is from when a frame was due to
-leave the server until its tick stands in the stream, so that a stall counts for all behind it.
+them, they wait as they do in a live session, and TickSource publishes them to the bundled message
+server. Every tick carries its number as its volume, so lost and repeated ones are counted; being
+trades, none may be left out. Latency is from when a frame was due to leave the server until its
+tick stands in the stream, so that a stall counts for all behind it.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from actors.messages import AnyMessage, Tick
+from actors.messages import Alert, AnyMessage, Tick
 from benchmarks.machine import machine_facts, percentile
 from daemon.brokers.fyers import hsm
 from daemon.brokers.fyers.data_socket import DataSocket, tick_of
@@ -37,11 +38,12 @@ from daemon.clock import SystemClock
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.redis_bus import RedisBus
 from daemon.redis_writer import RedisPublisher
+from daemon.socket_feed import SocketFeed
 from daemon.tick_source import TickSource
 
 TOPICS = 200
 RECORDS_PER_FRAME = 5
-RATES_PER_S = (2_000, 5_000, 7_500, 10_000)
+RATES_PER_S = (2_000, 5_000, 10_000, 15_000)
 FLUSHED_S = 10.0  # how long stragglers are waited for
 NAMES = {number: f"sf|nse_cm|{number}" for number in range(TOPICS)}
 SYMBOLS = {name: f"NSE:S{number}-EQ" for number, name in NAMES.items()}
@@ -240,7 +242,10 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
             random=Random(1),
         )
         bus = TimedBus(redis_url, f"feed{rate_per_s}", seen)
-        source = TickSource(socket.ticks(), bus)
+        alerts: list[Alert] = []
+        feed = SocketFeed(socket.ticks, SystemClock(), alerts.append)
+        reading = asyncio.create_task(feed.read())
+        source = TickSource(feed.events(), bus, is_repeatable=False)
         running = asyncio.create_task(source.run())
         began_ns = json.loads(await lines.readline())["began_ns"]
         cpu_ns = time.process_time_ns()
@@ -249,8 +254,9 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
         while len(published_ns) < count and time.monotonic_ns() < deadline_ns:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         cpu_ns = time.process_time_ns() - cpu_ns
+        reading.cancel()
         source.stop()
-        await running
+        await asyncio.wait({reading, running})
         await bus.close()
     late_ms = [
         (at_ns - began_ns - 1e9 * (number - (number - 1) % RECORDS_PER_FRAME) / rate_per_s) / 1e6
@@ -270,6 +276,8 @@ async def measure_feed(redis_url: str, rate_per_s: int, seconds: float) -> dict[
         }
         if late_ms
         else None,
+        "most_waiting": feed.waiting.longest,
+        "alerts": len(alerts),
         "ticks_per_batch": round(len(published_ns) / max(seen.batches, 1), 1),
         "cpu_us_per_tick": round(cpu_ns / 1e3 / max(len(published_ns), 1), 1),
     }
