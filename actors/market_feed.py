@@ -1,11 +1,12 @@
 """Market feed: ticks become closed bars; ticks that cannot be true, and silence, become alerts.
 
+Where no tick came, candles of the broker's history become bars too, marked as such.
+
 Where a bar begins and ends is for session.py to say, where ticks come from for the tick source.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from types import MappingProxyType
@@ -16,17 +17,20 @@ from actors.instruments import InstrumentCatalogue
 from actors.messages import (
     Alert,
     Bar,
+    FeedGap,
     MarketContext,
     PartialBar,
+    PastBar,
     RefusedTick,
     Severity,
     Tick,
     TimeEvent,
 )
+from actors.open_bars import Feed, OpenBar
 from actors.policies import FeedSettings
 from actors.session import SessionCalendar, timeframe_minutes
 
-Input = Tick | TimeEvent | MarketContext
+Input = Tick | FeedGap | PastBar | TimeEvent | MarketContext
 Output = Bar | PartialBar | RefusedTick | Alert
 
 ANY_UNKNOWN = ""
@@ -42,9 +46,12 @@ class MarketFeedActor(Actor[Input, Output]):
     """Build closed bars from ticks, refuse ticks that cannot be true, notice a silent feed.
 
     A bar closes at the first TimeEvent at or after its end, or at the first tick there, whichever
-    is handled first; its content is the same. A stretch without ticks makes no bar. A refused tick
-    never touches a bar; it goes to the quarantine with its reason, is counted in `refused` and
-    reported the first time and then each hundredth time for its instrument and reason.
+    is handled first; its content is the same. A stretch without ticks makes no bar; candles of the
+    broker's history may fill it, each before any later bar has closed. A bar that ticks have begun
+    is never replaced: one that misses more of them than the feed may be silent is not complete. A
+    refused tick never touches a bar; it goes to the quarantine with its reason, is counted in
+    `refused` and reported the first time and then each hundredth time for its instrument and
+    reason; a refused candle is only counted and reported.
 
     After a far move within a bar the bar so far goes out as well (epochs.py), if so set. How far a
     move is far is known from the context of the bar before.
@@ -65,13 +72,13 @@ class MarketFeedActor(Actor[Input, Output]):
         """`timeframes`: instrument in any spelling -> timeframe; ticks of others are refused."""
         self._settings = settings
         self._calendar = calendar
-        self._feeds: dict[str, _Feed] = {}
+        self._feeds: dict[str, Feed] = {}
         for name, timeframe in timeframes.items():
             instrument = catalogue[name]
             calendar.session_key(instrument.session, 0)  # raises for a market without hours
             length_ns = timeframe_minutes(timeframe) * _NS_PER_MINUTE
             segment = instrument.price_segment
-            self._feeds[instrument.symbol] = _Feed(
+            self._feeds[instrument.symbol] = Feed(
                 instrument.symbol,
                 instrument.session,
                 timeframe,
@@ -80,6 +87,7 @@ class MarketFeedActor(Actor[Input, Output]):
                 instrument.exchange_symbol,
                 instrument.expiry,
                 Epochs(settings),
+                int(settings.stale_after_seconds * _NS_PER_SECOND),
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -91,13 +99,19 @@ class MarketFeedActor(Actor[Input, Output]):
 
     @property
     def refused(self) -> Mapping[tuple[str, str], int]:
-        """Ticks refused since the start, by instrument (ANY_UNKNOWN) and reason."""
+        """Ticks and candles refused since the start, by instrument (ANY_UNKNOWN) and reason."""
         return MappingProxyType(self._refused)
 
     def handle(self, message: Input) -> Iterator[Output]:
         match message:
             case Tick():
                 yield from self._ticked(message)
+            case FeedGap(instrument=name, since_ns=since_ns):
+                feed = self._feeds.get(name)
+                if feed is not None:
+                    feed.begin_gap(since_ns)
+            case PastBar():
+                yield from self._filled(message)
             case TimeEvent(now_ns=now_ns):
                 yield from self._time_passed(now_ns)
             case MarketContext(instrument=name):
@@ -125,7 +139,7 @@ class MarketFeedActor(Actor[Input, Output]):
             yield feed.partial_bar(bar, tick)
             feed.epochs.note(tick.last_price, tick.event_ns)
 
-    def _problem(self, feed: "_Feed", tick: Tick) -> tuple[str, str] | None:
+    def _problem(self, feed: Feed, tick: Tick) -> tuple[str, str] | None:
         """Return why the tick is not to be believed, as reason and detail, or None."""
         if not tick.last_price.is_finite() or tick.last_price <= 0:
             return "price not positive", f"last_price {tick.last_price}"
@@ -148,25 +162,25 @@ class MarketFeedActor(Actor[Input, Output]):
             return "out of order", f"dated {tick.event_ns}, before the one at {last.event_ns}"
         return None
 
-    def _days_to_expiry(self, feed: "_Feed", at_ns: int) -> int | None:
+    def _days_to_expiry(self, feed: Feed, at_ns: int) -> int | None:
         """Count the days to the instrument's own last one, or to that of the options on it."""
         if feed.expiry is None:
             return self._calendar.days_to_expiry(feed.underlying, at_ns)
         return max(0, (feed.expiry - self._calendar.session_key(feed.market, at_ns)).days)
 
-    def _is_over(self, feed: "_Feed", tick_ns: int) -> bool:
+    def _is_over(self, feed: Feed, tick_ns: int) -> bool:
         """Tell whether the bar of this tick ended before the present market time."""
         if self._now_ns is None:
             return False
         close_ns = self._calendar.bar_close_ns(feed.market, feed.timeframe, tick_ns)
         return close_ns <= self._now_ns
 
-    def _fold(self, feed: "_Feed", tick: Tick) -> "_OpenBar":
+    def _fold(self, feed: Feed, tick: Tick) -> OpenBar:
         if feed.bar is None:
             market, timeframe, at_ns = feed.market, feed.timeframe, tick.event_ns
             open_ns = self._calendar.bar_open_ns(market, timeframe, at_ns)
             close_ns = self._calendar.bar_close_ns(market, timeframe, at_ns)
-            feed.bar = _OpenBar(
+            feed.bar = OpenBar(
                 open_ns=open_ns,
                 close_ns=close_ns,
                 is_continuous=self._is_continuous(feed, open_ns, close_ns),
@@ -177,30 +191,90 @@ class MarketFeedActor(Actor[Input, Output]):
                 close=tick.last_price,
             )
         session = self._calendar.session_key(feed.market, tick.event_ns)
-        feed.bar.add(tick, self._new_volume(feed, tick, session))
+        is_first = feed.end_gap(tick) or feed.last is None
+        feed.bar.add(tick, self._new_volume(feed, tick, session, is_first=is_first))
         feed.last, feed.session = tick, session
         return feed.bar
 
-    def _is_continuous(self, feed: "_Feed", open_ns: int, close_ns: int) -> bool:
+    def _is_continuous(self, feed: Feed, open_ns: int, close_ns: int) -> bool:
         """Tell whether the prices of a bar are those of continuous trading; a day's always are."""
         if feed.segment is None or feed.timeframe == "D":
             return True
         return self._calendar.is_continuous(feed.segment, open_ns, close_ns)
 
-    def _new_volume(self, feed: "_Feed", tick: Tick, session: date) -> int:
-        """Return the units traded since the last tick; volume_today starts anew each session."""
-        if feed.last is not None and feed.session == session:
-            # A correction may lower the count; a bar's volume never falls.
-            return max(tick.volume_today - feed.last.volume_today, 0)
-        if feed.last is not None:
+    def _new_volume(self, feed: Feed, tick: Tick, session: date, *, is_first: bool) -> int:
+        """Return the units traded since the last tick; volume_today starts anew each session.
+
+        is_first: what was traded before this tick is this bar's only if the session began with it.
+        """
+        if is_first or feed.last is None:
+            interval = self._calendar.interval(feed.market, tick.event_ns)
+            bar_opens_session = (
+                interval is not None
+                and feed.bar is not None
+                and feed.bar.open_ns <= interval.open_ns
+            )
+            return tick.volume_today if bar_opens_session else 0
+        if feed.session != session:
             return tick.volume_today
-        # The first tick ever: what was traded before it is this bar's only if the session began
-        # with this bar.
-        interval = self._calendar.interval(feed.market, tick.event_ns)
-        bar_opens_session = (
-            interval is not None and feed.bar is not None and feed.bar.open_ns <= interval.open_ns
+        # A correction may lower the count; a bar's volume never falls.
+        return max(tick.volume_today - feed.last.volume_today, 0)
+
+    def _filled(self, past: PastBar) -> Iterator[Output]:
+        """Make a bar of a candle of history, or say why not."""
+        feed = self._feeds.get(past.instrument)
+        if feed is None or past.timeframe != feed.timeframe:
+            yield from self._refuse_past(past, "not traded here")
+            return
+        if problem := self._past_problem(feed, past):
+            yield from self._refuse_past(past, problem)
+            return
+        close_ns = self._calendar.bar_close_ns(feed.market, feed.timeframe, past.open_ns)
+        yield feed.past_bar(
+            past,
+            close_ns,
+            is_continuous=self._is_continuous(feed, past.open_ns, close_ns),
+            days_to_expiry=self._days_to_expiry(feed, past.open_ns),
         )
-        return tick.volume_today if bar_opens_session else 0
+
+    def _past_problem(self, feed: Feed, past: PastBar) -> str | None:
+        prices = (past.open, past.high, past.low, past.close)
+        if not all(price.is_finite() and price > 0 for price in prices) or past.volume < 0:
+            return "impossible"
+        if not past.low <= min(past.open, past.close) <= max(past.open, past.close) <= past.high:
+            return "impossible"
+        if self._calendar.phase(feed.market, past.open_ns) == "closed":
+            return "outside the session"
+        if self._calendar.bar_open_ns(feed.market, feed.timeframe, past.open_ns) != past.open_ns:
+            return "not at the open of a bar"
+        close_ns = self._calendar.bar_close_ns(feed.market, feed.timeframe, past.open_ns)
+        if close_ns > max(past.told_ns, self._now_ns or 0):
+            return "not closed yet"
+        if past.open_ns < feed.closed_until_ns:
+            return "late"
+        if feed.bar is not None and close_ns > feed.bar.open_ns:
+            return "made of ticks"
+        return None
+
+    def _refuse_past(self, past: PastBar, reason: str) -> Iterator[Alert]:
+        known = past.instrument if past.instrument in self._feeds else ANY_UNKNOWN
+        times = self._count(known, f"candle {reason}")
+        if times == 1 or times % _REPEAT_ALERT_EVERY == 0:
+            text = (
+                f"candle of {past.instrument} opening at {past.open_ns} refused, {reason} "
+                f"({times} so far)"
+            )
+            yield self._alert(
+                "warning",
+                text,
+                "Refused candles",
+                instrument=past.instrument,
+                at_ns=past.told_ns,
+            )
+
+    def _count(self, instrument: str, reason: str) -> int:
+        self._refused[instrument, reason] += 1
+        return self._refused[instrument, reason]
 
     def _time_passed(self, now_ns: int) -> Iterator[Output]:
         self._now_ns = now_ns
@@ -216,7 +290,7 @@ class MarketFeedActor(Actor[Input, Output]):
         for feed in self._feeds.values():
             yield from self._listen(feed, now_ns, self._started_ns)
 
-    def _listen(self, feed: "_Feed", now_ns: int, started_ns: int) -> Iterator[Output]:
+    def _listen(self, feed: Feed, now_ns: int, started_ns: int) -> Iterator[Output]:
         interval = self._calendar.interval(feed.market, now_ns)
         if interval is None or feed.silent_interval_ns == interval.open_ns:
             return
@@ -236,9 +310,7 @@ class MarketFeedActor(Actor[Input, Output]):
             yield self._alert("warning", text, "Silent feed", instrument=feed.instrument)
 
     def _refuse(self, instrument: str, reason: str, tick: Tick, detail: str) -> Iterator[Output]:
-        key = (instrument, reason)
-        self._refused[key] += 1
-        times = self._refused[key]
+        times = self._count(instrument, reason)
         yield RefusedTick(
             tick=tick,
             reason=reason,
@@ -257,10 +329,13 @@ class MarketFeedActor(Actor[Input, Output]):
         runbook: str,
         tick: Tick | None = None,
         instrument: str | None = None,
+        at_ns: int = 0,
     ) -> Alert:
-        at_ns = self._now_ns
-        if at_ns is None:
-            at_ns = tick.event_ns if tick is not None else 0
+        """`at_ns`: the time while no TimeEvent has told it."""
+        if self._now_ns is not None:
+            at_ns = self._now_ns
+        elif tick is not None:
+            at_ns = tick.event_ns
         return Alert(
             severity=severity,
             text=text,
@@ -269,99 +344,6 @@ class MarketFeedActor(Actor[Input, Output]):
             source=self.name,
             instrument=tick.instrument if tick is not None else instrument,
         )
-
-
-@dataclass(slots=True)
-class _OpenBar:
-    """A bar that may still change."""
-
-    open_ns: int
-    close_ns: int
-    is_continuous: bool
-    days_to_expiry: int | None
-    open: Decimal
-    high: Decimal
-    low: Decimal
-    close: Decimal
-    volume: int = 0
-    ticks: int = 0
-    spread: Decimal | None = None
-
-    def add(self, tick: Tick, volume: int) -> None:
-        price = tick.last_price
-        self.high = max(self.high, price)
-        self.low = min(self.low, price)
-        self.close = price
-        self.volume += volume
-        self.ticks += 1 + tick.conflated
-        self.spread = _spread(tick)
-
-
-@dataclass(slots=True)
-class _Feed:
-    """What is known of one instrument."""
-
-    instrument: str
-    market: str
-    timeframe: str
-    bar_ns: int
-    segment: str | None  # where its prices come about
-    underlying: str  # the broker's name
-    expiry: date | None  # of the instrument itself
-    epochs: Epochs
-    bar: _OpenBar | None = None
-    closed_until_ns: int = 0
-    last: Tick | None = None  # the last tick believed
-    session: date | None = None  # of that tick
-    silent_interval_ns: int | None = None  # open of the trading that was reported as silent
-
-    def closed_bar(self) -> Bar:
-        """Close the open bar and return it."""
-        bar = self.bar
-        if bar is None:
-            raise ValueError(f"{self.instrument} has no open bar to close")
-        self.bar, self.closed_until_ns = None, bar.close_ns
-        return Bar(
-            instrument=self.instrument,
-            timeframe=self.timeframe,
-            open=bar.open,
-            high=bar.high,
-            low=bar.low,
-            close=bar.close,
-            volume=bar.volume,
-            open_ns=bar.open_ns,
-            close_ns=bar.close_ns,
-            ticks=bar.ticks,
-            is_continuous=bar.is_continuous,
-            spread=bar.spread,
-            days_to_expiry=bar.days_to_expiry,
-        )
-
-    def partial_bar(self, bar: _OpenBar, tick: Tick) -> PartialBar:
-        """Return the bar so far."""
-        return PartialBar(
-            instrument=self.instrument,
-            timeframe=self.timeframe,
-            open=bar.open,
-            high=bar.high,
-            low=bar.low,
-            last_price=bar.close,
-            volume=bar.volume,
-            open_ns=bar.open_ns,
-            as_of_ns=tick.event_ns,
-            ticks=bar.ticks,
-            reference_price=self.epochs.reference,
-            spread=bar.spread,
-            days_to_expiry=bar.days_to_expiry,
-        )
-
-
-def _spread(tick: Tick) -> Decimal | None:
-    """Return what lies between the quotes; None without two of them that can be true."""
-    if tick.bid is None or tick.ask is None:
-        return None
-    is_possible = tick.bid.is_finite() and tick.ask.is_finite() and 0 < tick.bid <= tick.ask
-    return tick.ask - tick.bid if is_possible else None
 
 
 def _is_same(tick: Tick, last: Tick) -> bool:

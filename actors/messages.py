@@ -102,6 +102,40 @@ class OptionChain(Message, frozen=True, kw_only=True):
         return self.read_ns
 
 
+class FeedGap(Message, frozen=True, kw_only=True):
+    """The feed of one instrument is cut: ticks from `since_ns` to the next may be missing."""
+
+    stream: ClassVar[str] = "tick"
+
+    instrument: str
+    since_ns: int  # of the last tick that came; 0: none has come yet
+    told_ns: int  # market time
+
+    @property
+    def time_ns(self) -> int:
+        return self.told_ns
+
+
+class PastBar(Message, frozen=True, kw_only=True):
+    """A closed candle out of the broker's history, of a time without ticks."""
+
+    stream: ClassVar[str] = "tick"
+
+    instrument: str
+    timeframe: str
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: int
+    open_ns: int
+    told_ns: int  # market time
+
+    @property
+    def time_ns(self) -> int:
+        return self.told_ns
+
+
 class RefusedTick(Message, frozen=True, kw_only=True):
     """A tick that made no bar, set aside with the reason; nothing is decided on it."""
 
@@ -132,10 +166,12 @@ class Bar(Message, frozen=True, kw_only=True):
     volume: int
     open_ns: int
     close_ns: int  # exclusive end of the bar
-    ticks: int  # how many ticks made it; never 0, a gap makes no bar
+    ticks: int  # how many ticks made it; 0 only for one out of history, a gap makes no bar
     is_continuous: bool = True  # false: part of it fell into an auction, or past the last price
     spread: Decimal | None = None  # best ask less best bid at the last tick; None: no quotes
     days_to_expiry: int | None = None  # of what the instrument's options expire by; None: unknown
+    origin: Literal["live", "backfilled"] = "live"  # backfilled: out of the broker's history, late
+    is_complete: bool = True  # false: the feed was interrupted while it was made
 
     @property
     def time_ns(self) -> int:
@@ -635,6 +671,8 @@ class PolicySwitch(Message, frozen=True, kw_only=True):
 AnyMessage = (
     Tick
     | OptionChain
+    | FeedGap
+    | PastBar
     | RefusedTick
     | Bar
     | PartialBar
@@ -660,6 +698,9 @@ AnyMessage = (
     | PolicySwitch
 )
 """The union that the wire format decodes to."""
+
+MarketEvent = Tick | FeedGap | PastBar | TimeEvent | OptionChain
+"""What the edge of a market publishes, in one order."""
 
 MESSAGE_TYPES: tuple[type[Message], ...] = AnyMessage.__args__
 STREAMS: tuple[str, ...] = tuple(dict.fromkeys(kind.stream for kind in MESSAGE_TYPES))

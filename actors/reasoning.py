@@ -112,9 +112,10 @@ class _Asked:
 
 
 class ReasoningActor(Actor[Input, Decision]):
-    """Answer each market context with exactly one decision, HOLD wherever there is doubt.
+    """Answer each context of a live bar with exactly one decision, HOLD wherever there is doubt.
 
-    The decision is HOLD, with the reason, while bars are missing or come from an auction, while the
+    Bars out of history fill the window and are not decided on: they came late. The decision is
+    HOLD, with the reason, while bars are missing, not complete or come from an auction, while the
     hold policy is on, without a valid model, after bad input or a failed inference (`failed`), and
     when the answer came after its deadline (`late`). Nothing is tried twice. Otherwise it is the
     model's best action among those that the position allows.
@@ -194,6 +195,8 @@ class ReasoningActor(Actor[Input, Decision]):
         message, since_ns = arrival.message, arrival.since_ns
         problem = self.remember(message)
         match message:
+            case MarketContext(bar=Bar(origin="backfilled")):
+                return None  # its close is not the price of now
             case MarketContext():
                 window = self._windows.get((message.instrument, message.timeframe))
                 return self._consider(message, window, since_ns, problem)
@@ -217,6 +220,8 @@ class ReasoningActor(Actor[Input, Decision]):
             return hold(context, f"no valid bar: {problem}", failed=True)
         if not context.bar.is_continuous:
             return hold(context, "not continuous: the bar's prices come from an auction")
+        if not context.bar.is_complete:
+            return hold(context, "not complete: the feed was interrupted during the bar")
         seen = 0 if window is None else len(window.stream)
         if window is None or seen < self._needed_bars:
             return hold(context, f"warming up: {seen} of {self._needed_bars} bars")
@@ -356,7 +361,7 @@ class ReasoningActor(Actor[Input, Decision]):
         return None
 
     def _remember_bar(self, bar: Bar) -> str | None:
-        if not bar.is_continuous:
+        if not (bar.is_continuous and bar.is_complete):
             return None  # such bars were not in what the model was trained on
         key = (bar.instrument, bar.timeframe)
         try:

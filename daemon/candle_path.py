@@ -26,7 +26,7 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
-from actors.messages import Tick, TimeEvent
+from actors.messages import MarketEvent, Tick, TimeEvent
 from daemon.candle_quality import MINUTES_PER_DAY, NS_PER_MINUTE
 from daemon.errors import ConfigError, DataError
 from daemon.history import Candle, CandleTable
@@ -177,13 +177,13 @@ def _events(
 
 
 def paced(
-    events: Iterable[Tick | TimeEvent],
+    events: Iterable[MarketEvent],
     speed: float | Literal["max"],
     sleep: Callable[[float], Awaitable[None]],
     monotonic_ns: Callable[[], int],
     *,
     bar_ns: int,
-) -> AsyncIterator[Tick | TimeEvent]:
+) -> AsyncIterator[MarketEvent]:
     """Yield events when they are due at `speed` times real time; "max" never waits.
 
     Gaps of more than five bars in market time (nights, weekends) are cut to one second of real
@@ -197,12 +197,12 @@ def paced(
 
 
 async def _paced(
-    events: Iterable[Tick | TimeEvent],
+    events: Iterable[MarketEvent],
     speed: float | Literal["max"],
     sleep: Callable[[float], Awaitable[None]],
     monotonic_ns: Callable[[], int],
     bar_ns: int,
-) -> AsyncIterator[Tick | TimeEvent]:
+) -> AsyncIterator[MarketEvent]:
     due_ns = float(monotonic_ns())
     before_ns: int | None = None
     for event in events:

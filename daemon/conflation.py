@@ -10,10 +10,9 @@ from typing import Final
 
 import msgspec
 
-from actors.messages import Alert, Severity, Tick, TimeEvent
+from actors.messages import Alert, MarketEvent, Severity, Tick, TimeEvent
 from daemon.clock import Clock
 from daemon.handover import Handover
-from daemon.tick_source import MarketEvent
 
 MOST_WAITING: Final = 50_000
 """Some tens of MB; ten seconds of a market twice as fast as the bus is asked to be."""

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Literal
 
-from actors.messages import Tick, TimeEvent
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
 from daemon.candle_path import paced
 from daemon.clock import Clock
@@ -41,7 +40,7 @@ def paper_venue(plan: SessionPlan, events: AsyncIterable[MarketEvent]) -> OpenVe
 
 
 async def replayed(
-    events: Iterable[Tick | TimeEvent],
+    events: Iterable[MarketEvent],
     speed: float | Literal["max"],
     published: Callable[[], int],
     clock: Clock,

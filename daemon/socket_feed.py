@@ -36,6 +36,10 @@ class SocketFeed:
                 self._last[tick.instrument] = tick
                 await self.waiting.put(tick)
 
+    async def put(self, event: MarketEvent) -> None:
+        """Put something else among the ticks."""
+        await self.waiting.put(event)
+
     async def tell_time(self, clock: Clock) -> None:
         """Put a TimeEvent among the ticks now, and at each whole second."""
         wall_ns = clock.now_ns()

@@ -43,6 +43,7 @@ class SessionStatistics:
         self._thinking_us = Histogram()
         self._depth = Histogram()
         self._forecasts: dict[str, ForecastScore] = {}  # by instrument and timeframe
+        self._ticks = 0
         self._conflated = 0
         self.late = 0
         self.failed = 0
@@ -57,6 +58,7 @@ class SessionStatistics:
             hop.record((envelope.published_ns - envelope.cause_published_ns) / _NS_PER_US)
         match envelope.message:
             case Tick(conflated=older):
+                self._ticks += 1
                 self._conflated += older
             case RefusedTick(reason=reason):
                 self.refused_ticks[reason] += 1
@@ -96,7 +98,7 @@ class SessionStatistics:
         pnl = sum((p.realised_pnl for p in self.positions.values()), Decimal(0))
         charges = sum((p.charges for p in self.positions.values()), Decimal(0))
         return {
-            "ticks": self.streams["tick"],
+            "ticks": self._ticks,
             "conflated_quotes": self._conflated,
             "refused_ticks_by_reason": dict(self.refused_ticks),
             "bars": self.streams["bar"],

@@ -73,6 +73,7 @@ def test_a_bar_holds_first_highest_lowest_and_last_price_of_its_ticks() -> None:
             open_ns=OPEN_NS,
             close_ns=OPEN_NS + BAR_NS,
             ticks=4,
+            is_complete=False,  # the last minute was silent
         )
     ]
 

@@ -31,6 +31,8 @@ _ENVELOPE = msgspec.msgpack.Decoder(Envelope)
 
 EVENT_TIMES = {
     "Tick": "event_ns",
+    "FeedGap": "told_ns",
+    "PastBar": "told_ns",
     "RefusedTick": "refused_ns",
     "Bar": "close_ns",
     "PartialBar": "as_of_ns",

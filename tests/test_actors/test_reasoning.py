@@ -966,3 +966,31 @@ def test_news_that_are_known_change_nothing_that_the_model_reads() -> None:
     )
     decisions_of(actor, quiet)
     assert thinker.observations[-1].context[0] == pytest.approx(trained_complexity(quiet))
+
+
+def test_bars_out_of_history_fill_the_window_and_are_not_decided_on() -> None:
+    thinker = ScriptedThinker(action=0)
+    actor = an_actor(thinker)
+
+    past = decisions_of(actor, *contexts(NEEDED - 1, origin="backfilled"))
+    [decision] = decisions_of(actor, *contexts(1, first=NEEDED - 1))
+
+    assert past == []
+    assert decision.action == "BUY_LONG"
+    assert len(thinker.observations) == 1
+
+
+def test_a_bar_that_misses_ticks_is_a_hold_and_not_shown_to_the_model() -> None:
+    thinker, plain = ScriptedThinker(action=0), ScriptedThinker(action=0)
+    actor, without = an_actor(thinker), an_actor(plain)
+    before = list(contexts(NEEDED))
+    [cut] = contexts(1, first=NEEDED, is_complete=False)
+    [after] = contexts(1, first=NEEDED + 1)
+
+    [decision] = decisions_of(actor, *before, cut)[-1:]
+    outputs_of(actor, after)
+    outputs_of(without, *before, after)
+
+    assert (decision.action, decision.failed) == ("HOLD", False)
+    assert decision.reason == "not complete: the feed was interrupted during the bar"
+    assert np.array_equal(thinker.observations[-1].bars, plain.observations[-1].bars)

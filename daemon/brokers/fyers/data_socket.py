@@ -32,14 +32,18 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _RECORDS_PER_TURN: Final = 256  # buffered frames are read without a wait: let others run
 
 
+async def _nobody_hears() -> None:
+    pass
+
+
 class DataSocket(ReconnectingSocket):
     """Yield ticks of symbols, for ever, through any number of connections.
 
     `session_key` returns a key that is good now; it is asked before every connection, since keys
     die daily. `resolve` returns the symbol of each topic to subscribe. `is_open` says whether the
     market trades at an instant: a closed market may be silent. `on_alert` hears once per outage
-    what only a person can mend. Event times are the exchange's, in whole seconds. Use from one
-    event loop, with one reader.
+    what only a person can mend, `on_lost` of each connection that has ended. Event times are the
+    exchange's, in whole seconds. Use from one event loop, with one reader.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class DataSocket(ReconnectingSocket):
         random: Random,
         times: SocketTimes | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
+        on_lost: Callable[[], Awaitable[None]] = _nobody_hears,
     ) -> None:
         super().__init__(
             "data_socket",
@@ -68,6 +73,7 @@ class DataSocket(ReconnectingSocket):
         self._session_key = session_key
         self._resolve = resolve
         self._is_open = is_open
+        self._on_lost = on_lost
         self._symbols: Mapping[str, str] = {}  # topic -> symbol
         self._seen_ns: dict[str, int] = {}  # symbol -> monotonic time of its last record
         self._connected_ns = 0  # monotonic
@@ -108,6 +114,7 @@ class DataSocket(ReconnectingSocket):
                 self._refused(error)
                 if not (self._has_flowed or isinstance(error, LoginNeeded)):
                     raise
+            await self._on_lost()
             await self._pause(failures)
             failures += 1
 
