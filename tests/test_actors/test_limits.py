@@ -91,7 +91,7 @@ def test_a_limit_lies_a_band_beyond_the_price_it_would_trade_at(
 
 TICKS = (  # of NSE shares since 15 April 2025: up to this price, this tick
     ("250", "0.01"), ("1000", "0.05"), ("5000", "0.10"), ("10000", "0.50"), ("20000", "1.00"),
-    ("100000", "5.00"),
+    ("Infinity", "5.00"),
 )  # fmt: skip
 
 
