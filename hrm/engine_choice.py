@@ -16,7 +16,7 @@ from hrm.engine_candidates import COARSE, FINE, NATIVE_BITS, Candidates, Refused
 from hrm.manifest import EngineRefused
 from hrm.weights import Weights
 
-SPARE = 0.5  # share of the deadline in which full depth must fit by the median, for the p99's sake
+SPARE = 0.5  # share of the deadline in which full depth must fit at its fastest, for the p99's sake
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class EngineChoice:
     """Hold the engine that serves and why, and what was found out about the others.
 
     difference: of any output from the reference, None where it was not measured. encode_ms,
-    segment_ms: medians of one decision, by engine, as far as they had to be measured. refused: why
-    an engine may not serve. simd: the instruction set of a native one, "" for another.
+    segment_ms: the least that parts of a decision took, by engine, where it had to be measured.
+    refused: why an engine may not serve. simd: the instruction set of a native one, "" for another.
     """
 
     name: ServingEngine

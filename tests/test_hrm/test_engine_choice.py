@@ -13,6 +13,7 @@ from benchmarks.gate_inputs import gate_inputs
 from hrm import engine_candidates, gate
 from hrm.config import ServingEngine
 from hrm.eager_engine import EagerEngine
+from hrm.engine_candidates import measured_milliseconds
 from hrm.engine_choice import EngineChoice, choose_engine
 from hrm.engine_facts import EngineFacts, facts_path, read_facts, write_facts
 from hrm.gate import GateFigures
@@ -161,6 +162,43 @@ def test_what_was_measured_is_not_measured_again(
 
     assert again == first
     assert again.name in ("native8", "native16", "native")
+
+
+class Hindered:
+    """An engine whose every second step is held up by something else; time is what it says."""
+
+    def __init__(self, encode_s: float, cycle_s: float) -> None:
+        self.now_s, self._steps = 0.0, {"encode": encode_s, "cycle": cycle_s}
+        self._turn = 0
+
+    def _take(self, step: str) -> None:
+        self._turn += 1
+        self.now_s += self._steps[step] + self._turn % 2
+
+    def encode(self, _: object) -> str:
+        self._take("encode")
+        return "encoded"
+
+    def start(self, _: object) -> str:
+        return "state"
+
+    def cycle(self, state: str, _: object) -> str:
+        self._take("cycle")
+        return state
+
+
+def test_the_least_of_an_engines_times_counts() -> None:
+    engine = Hindered(encode_s=0.003, cycle_s=0.0005)
+    config = load_weights(RELEASED).entry.config.changed(convergence={"n_cycles": 1})
+
+    encode_ms, segment_ms = measured_milliseconds(
+        {"native": engine},  # type: ignore[dict-item]  # only what is measured
+        config,
+        lambda: engine.now_s,
+    )
+
+    assert encode_ms == {"native": pytest.approx(3.0)}
+    assert segment_ms == {"native": pytest.approx(0.5)}
 
 
 def a_released(folder: Path, seed: int) -> Weights:
