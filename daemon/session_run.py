@@ -124,7 +124,8 @@ def demo_broker(where: Setting) -> BrokerName:
 async def run_daemon(where: Setting, options: Options) -> dict[str, Any]:
     """Run the session of the state folder: go on with an open one, or begin a new one.
 
-    A state folder that is used for the first time is halted, unless `session.start_halted` is off.
+    A state folder that is used for the first time is halted, unless `session.start_halted` is off;
+    with real orders it always is.
     """
     where = replace(where, markets=as_configured(where.markets, where.settings.feed))
     if options.broker != "simulated":
@@ -153,7 +154,8 @@ async def _run_alone(where: Setting, options: Options, state_dir: Path) -> dict[
         plan = _new_plan(where, options)
         folder = begin_session(state_dir, plan)
     latch = KillSwitchLatch(state_dir, plan.prefix, where.clock.now_ns)
-    if not settings.session.start_halted and not latch.path.exists():
+    is_released = not settings.session.start_halted and plan.mode != "live"
+    if is_released and not latch.path.exists():
         await latch.release("session.start_halted is off", operator="settings")
     manager = ServiceManager()
     service = _service(

@@ -67,6 +67,7 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
 
 def test_allowed_but_not_logged_in_the_real_broker_is_refused(sandbox: Sandbox) -> None:
     sandbox.set("broker.allow_real_orders", "true")
+    sandbox.set("session.start_halted", "false")
     sandbox.set("feed.instruments", '["Reliance"]')
 
     outcome = sandbox.run("run", "--broker", "fyers", "--json")
@@ -74,3 +75,5 @@ def test_allowed_but_not_logged_in_the_real_broker_is_refused(sandbox: Sandbox) 
     assert (outcome.code, outcome.answer["error"]) == (1, "LoginNeeded")
     assert "run hrm-trader login" in outcome.answer["text"]
     assert sandbox.processes() == {}
+    # With real orders a person releases it, whatever the settings say.
+    assert sandbox.run("status", "--json").answer["kill_switch"]["engaged"]
