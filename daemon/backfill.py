@@ -59,7 +59,7 @@ class Backfill:
     Three things are a gap: a lost connection, a tick after a silence with a whole bar in it, and
     the start, before which `warm_up_bars` are wanted. Candles go out as PastBar, each once and in
     order, so that what follows them is as if the program had been there. Ticks pass through
-    `watched`; `put` takes what belongs among them. `known`: how far the session has bars already.
+    `watched`; `put` takes what belongs among them.
     """
 
     name = "backfill"
@@ -74,10 +74,9 @@ class Backfill:
         *,
         clock: Clock,
         warm_up_bars: int,
-        known: Mapping[str, int] | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
     ) -> None:
-        """clock: market time. known: instrument -> end of its last bar, nanoseconds UTC."""
+        """clock: market time."""
         self._calendar = calendar
         self._ask = ask
         self._put = put
@@ -88,15 +87,21 @@ class Backfill:
             name: _Market(name, catalogue[name].session, timeframe)
             for name, timeframe in timeframes.items()
         }
-        self._known = dict(known or {})
+        self._known: dict[str, int] = {}
         self._wanted: asyncio.Queue[tuple[_Market, int, int]] = asyncio.Queue()
         self._log = get_logger(part=self.name)
         self.told = 0  # candles put among the ticks
+
+    def resume(self, known: Mapping[str, int]) -> None:
+        """Take over a session: instrument -> end of the last bar it has, nanoseconds UTC."""
+        self._known = dict(known)
 
     async def watched(self, ticks: AsyncIterable[Tick]) -> AsyncGenerator[Tick, None]:
         """Yield the ticks; tell before one that there was a gap."""
         now_ns = self._clock.now_ns()
         for market in self._markets.values():
+            if market.until_ns:
+                continue  # it is read again: what is missing shows at the next tick
             await self._tell_gap(market, now_ns)
             first_ns = self._known.get(market.instrument) or self._warm_up_from(market, now_ns)
             self._want(market, first_ns, now_ns)

@@ -29,6 +29,7 @@ from daemon.plan import SessionPlan
 from daemon.session_files import StreamedMarket
 from daemon.settings import Settings
 from daemon.venue import Announce, BrokerName, Listener, OpenVenue, Venue
+from daemon.wiring import Workshop
 
 FOLDER: Final = "fyers"
 """Within the state folder: token, key, and the count of calls; one account each."""
@@ -137,6 +138,7 @@ def fyers_venue(
                     outbox,
                     clock=clock,
                     market_clock=market_clock,
+                    warm_up_bars=Workshop.of(plan).settings.feed.warm_up_bars,
                 )
                 # Off, it is no part at all.
                 reading = partial(connection.keep_reading_chains, market_clock)
@@ -146,6 +148,7 @@ def fyers_venue(
                     broker=connection.account.broker,
                     events=connection.feed.events(),
                     is_repeatable=False,
+                    resume=connection.resume,
                     parts=connection.parts,
                     feeds=(Listener("market_clock", telling), *connection.feeds, *chains),
                 )

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from actors.messages import Alert, Heartbeat, KillSwitch, Position
+from actors.messages import Alert, Heartbeat, KillSwitch, MarketContext, Position
 from daemon import reconciliation
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
@@ -142,6 +142,11 @@ class LiveTradingService:
         outbox = await Outbox(self._folder / "outbox.sqlite").open()
         stack.push_async_callback(outbox.close)
         venue = await stack.enter_async_context(self._open_venue(outbox, control.publish))
+        latest = await bus.latest(MarketContext.stream)
+        contexts = [envelope.message for envelope in latest.values()]
+        venue.resume(
+            {c.instrument: c.bar.close_ns for c in contexts if isinstance(c, MarketContext)}
+        )
         source = TickSource(
             venue.events, bus, on_tick=venue.on_tick, is_repeatable=venue.is_repeatable
         )

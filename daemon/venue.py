@@ -4,7 +4,7 @@ How one is built is for its own file: paper_venue.py, fyers_venue.py, fyers_sim_
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +42,8 @@ class Venue:
 
     `is_repeatable`: after a restart `events` begins with the first one again (played candles); a
     socket goes on with the next. `parts` run as long as the gateway, `feeds` as long as the tick
-    source. `is_idle`: nothing is on its way between the broker and us. `conclude` is awaited once
+    source. `resume` hears, before those run, up to when the session has bars of each instrument.
+    `is_idle`: nothing is on its way between the broker and us. `conclude` is awaited once
     the session has run out, before it stops; what it returns becomes part of the summary. The
     times are real seconds, for the gateway.
     """
@@ -53,6 +54,7 @@ class Venue:
     on_tick: Callable[[Tick], None] = lambda _: None
     parts: tuple[Part, ...] = ()
     feeds: tuple[Part, ...] = ()
+    resume: Callable[[Mapping[str, int]], None] = lambda _: None
     is_idle: Callable[[], bool] = lambda: True
     request_timeout_s: float = 5.0
     reconcile_every_s: float = 5.0

@@ -191,7 +191,8 @@ async def test_before_the_first_tick_the_last_bars_of_history_are_told() -> None
 async def test_a_session_that_goes_on_asks_from_its_last_bar_on() -> None:
     history = History([a_candle(number) for number in range(5)])
     known = {"Nifty": OPEN_NS + 2 * BAR_NS}
-    bench = Bench(history, now_ns=OPEN_NS + 4 * BAR_NS, warm_up_bars=100, known=known)
+    bench = Bench(history, now_ns=OPEN_NS + 4 * BAR_NS, warm_up_bars=100)
+    bench.backfill.resume(known)
     async with running(bench):
         assert bench.opened() == [2, 3]
 

@@ -43,6 +43,9 @@ def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbo
         assert (outcome.answer["lost"], outcome.answer["drained"]) == (0, True)
         outcome.assert_no_traceback()
     assert second.answer["alerts"] == 0
+    assert first.answer["bars"] >= 2 * 400  # feed.warm_up_bars of history for each
+    assert second.answer["bars"] < 10
+    assert first.answer["decisions"] < 10  # none of them on what is past
     replay = sandbox.run("replay", "--json")
     assert (replay.code, replay.answer["identical"]) == (0, True)
 

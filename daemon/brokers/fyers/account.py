@@ -8,7 +8,7 @@ import aiohttp
 
 from actors.messages import Alert, PlaceOrder
 from daemon.brokers.fyers.broker import FyersBroker, Product
-from daemon.brokers.fyers.data_socket import DataSocket
+from daemon.brokers.fyers.data_socket import DataSocket, nobody_hears
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.order_socket import OrderSocket
 from daemon.brokers.fyers.reconnecting import SocketTimes
@@ -32,7 +32,7 @@ class FyersAccount:
 
     `symbols` maps each instrument to the broker's symbol. `is_open` says whether a silent feed is a
     dead one, at an instant of `market_clock`; all else goes by `clock`. `recall` finds an order of
-    an earlier start by its tag.
+    an earlier start by its tag. `on_feed_lost` hears of each data connection that has ended.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class FyersAccount:
         market_clock: Clock,
         random: Random,
         on_alert: Callable[[Alert], None],
+        on_feed_lost: Callable[[], Awaitable[None]] = nobody_hears,
         products: Mapping[str, Product] | None = None,
         times: Times | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class FyersAccount:
             random=random,
             times=times.data,
             on_alert=on_alert,
+            on_lost=on_feed_lost,
         )
         self.order_socket = OrderSocket(
             endpoints.order_socket,

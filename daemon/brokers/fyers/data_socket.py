@@ -32,8 +32,8 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _RECORDS_PER_TURN: Final = 256  # buffered frames are read without a wait: let others run
 
 
-async def _nobody_hears() -> None:
-    pass
+async def nobody_hears() -> None:
+    """Do nothing about a lost connection."""
 
 
 class DataSocket(ReconnectingSocket):
@@ -58,7 +58,7 @@ class DataSocket(ReconnectingSocket):
         random: Random,
         times: SocketTimes | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
-        on_lost: Callable[[], Awaitable[None]] = _nobody_hears,
+        on_lost: Callable[[], Awaitable[None]] = nobody_hears,
     ) -> None:
         super().__init__(
             "data_socket",
