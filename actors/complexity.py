@@ -5,10 +5,13 @@ same; what needs several instruments or a running state (correlation, average tr
 """
 
 import math
-import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actors.base import Actor
 from actors.events import EventCalendar
@@ -113,23 +116,32 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
         closes its bar first. A pair weighs as much as its usual correlation; one whose other
         instrument fell silent is left out. None: no pair has a usual correlation.
         """
-        own = self._series[bar.instrument, bar.timeframe].returns
+        own = self._series[bar.instrument, bar.timeframe].returns_before(bar.close_ns)
         window = self._settings.correlation_window
-        latest = list(own)[-_LONGEST_SILENCE_BARS:]
-        lost, usual_total = 0.0, 0.0
-        for (instrument, timeframe), series in sorted(self._series.items()):
-            if instrument == bar.instrument or timeframe != bar.timeframe:
+        if len(own.times) < 2 * window:
+            return None
+        others = [
+            series.returns_before(bar.close_ns)
+            for (instrument, timeframe), series in self._series.items()
+            if instrument != bar.instrument and timeframe == bar.timeframe
+        ]
+        pairs: list[tuple[float, float]] = []
+        for times, ours, theirs in _common(own, others):
+            if len(times) < 2 * window or times[-1] < own.times[-_LONGEST_SILENCE_BARS:][0]:
                 continue
-            common = [at for at in own if at in series.returns and at < bar.close_ns]
-            if len(common) < 2 * window or common[-1] < latest[0]:
-                continue
-            recent, earlier = common[-window:], common[:-window]
-            usual = _correlation(own, series.returns, earlier)
-            now = _correlation(own, series.returns, recent)
-            if usual is None or now is None or abs(usual) < _LEAST_USUAL_CORRELATION:
-                continue
-            lost += max(abs(usual) - math.copysign(1.0, usual) * now, 0.0)
-            usual_total += abs(usual)
+            usual = _correlations(ours[:-window], theirs[:, :-window])
+            now = _correlations(ours[-window:], theirs[:, -window:])
+            # Not a number where one of the two never moved: no comparison holds then.
+            pairs += [
+                (then, since)
+                for then, since in zip(usual.tolist(), now.tolist(), strict=True)
+                if abs(then) >= _LEAST_USUAL_CORRELATION and not math.isnan(since)
+            ]
+        # Exact sums: the order of the pairs does not matter.
+        lost = math.fsum(
+            max(abs(then) - math.copysign(1.0, then) * now, 0.0) for then, now in pairs
+        )
+        usual_total = math.fsum(abs(then) for then, _ in pairs)
         return min(lost / usual_total, 1.0) if usual_total else None
 
 
@@ -150,6 +162,13 @@ def weighted_complexity(
     return min(max(mean, 0.0), 1.0)
 
 
+class _Returns(NamedTuple):
+    """Log returns [N], and when their bars closed [N], oldest first."""
+
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
 class _Series:
     """The recent bars of one instrument and timeframe, and Wilder's average true range."""
 
@@ -168,22 +187,34 @@ class _Series:
         self.highs: deque[float] = deque(maxlen=CONTEXT_BARS)
         self.lows: deque[float] = deque(maxlen=CONTEXT_BARS)
         self.closes: deque[float] = deque(maxlen=CONTEXT_BARS)
-        self.returns: dict[int, float] = {}  # log return by close_ns, oldest first
+        self._returns: dict[int, float] = {}  # log return by close_ns, oldest first
+        self._as_arrays: _Returns | None = None  # the same, until the next bar
         self.bars_seen = 0
         self.last_close_ns: int | None = None
 
     def add(self, bar: Bar) -> None:
         self._add_true_range(bar)
         if self._last_close is not None:
-            self.returns[bar.close_ns] = math.log(bar.close / self._last_close)
-            if len(self.returns) > self._longest_returns:
-                del self.returns[next(iter(self.returns))]
+            self._returns[bar.close_ns] = math.log(bar.close / self._last_close)
+            if len(self._returns) > self._longest_returns:
+                del self._returns[next(iter(self._returns))]
+            self._as_arrays = None
         self._last_close = bar.close
         self.highs.append(float(bar.high))
         self.lows.append(float(bar.low))
         self.closes.append(float(bar.close))
         self.bars_seen += 1
         self.last_close_ns = bar.close_ns
+
+    def returns_before(self, close_ns: int) -> "_Returns":
+        """Return the returns of bars that closed earlier."""
+        if self._as_arrays is None:
+            self._as_arrays = _Returns(
+                np.fromiter(self._returns, np.int64), np.fromiter(self._returns.values(), float)
+            )
+        times, values = self._as_arrays
+        count = int(np.searchsorted(times, close_ns))
+        return _Returns(times[:count], values[:count])
 
     def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
         """Return how likely each regime is; () while too little is known to say."""
@@ -235,12 +266,29 @@ def _check(bar: Bar, last_close_ns: int | None) -> None:
         )
 
 
-def _correlation(
-    own: Mapping[int, float], other: Mapping[int, float], times: list[int]
-) -> float | None:
-    """Correlate the returns at `times`; None where one of them never moved."""
-    left, right = [own[at] for at in times], [other[at] for at in times]
-    try:
-        return statistics.correlation(left, right)
-    except statistics.StatisticsError:  # its name for a constant input
-        return None
+def _common(
+    own: _Returns, others: Sequence[_Returns]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield times [N] that are common, our returns [N] and those of P others [P, N] at them.
+
+    Markets close their bars together: as a rule one group holds all the others.
+    """
+    aligned = [other.values for other in others if np.array_equal(own.times, other.times)]
+    if aligned:
+        yield own.times, own.values, np.stack(aligned)
+    for other in others:
+        if not np.array_equal(own.times, other.times):
+            times, ours, theirs = np.intersect1d(
+                own.times, other.times, assume_unique=True, return_indices=True
+            )
+            yield times, own.values[ours], other.values[theirs][None]
+
+
+def _correlations(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlate returns [N] with each of [P, N]; not a number where one of them never moved."""
+    moves = (np.ptp(theirs, axis=1) > 0) & (np.ptp(ours) > 0)
+    left, right = ours - ours.mean(), theirs - theirs.mean(axis=1, keepdims=True)
+    # Sums, not dot products: what those call rounds otherwise on another processor.
+    scale = np.sqrt(np.square(left).sum() * np.square(right).sum(axis=1))
+    found: NDArray[np.float64] = (left * right).sum(axis=1) / np.where(moves, scale, np.nan)
+    return found

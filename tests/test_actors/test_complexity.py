@@ -1,6 +1,7 @@
 """Complexity: what price says, what other instruments say, and what nobody says yet."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, get_args
@@ -375,3 +376,54 @@ def test_a_long_history_before_the_windows_does_not_matter_to_components() -> No
         short.regime,
         short.complexity,
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.sampled_from(["both", "both", "one"])),
+        min_size=30,
+        max_size=50,
+    )
+)
+def test_correlation_stress_is_what_plain_arithmetic_makes_of_common_returns(
+    steps: list[tuple[float, float, str]],
+) -> None:
+    actor = an_actor(correlation_window=10)
+    prices = {"Nifty": 20000.0, "Bank_Nifty": 45000.0}
+    returns: dict[str, dict[int, float]] = {"Nifty": {}, "Bank_Nifty": {}}
+    last: dict[str, float] = {}
+    for number, (first, second, who) in enumerate(steps):
+        found = None
+        for name, move in (("Nifty", first), ("Bank_Nifty", second)):
+            if who == "one" and name == "Bank_Nifty":
+                continue
+            if name == "Nifty":
+                found = stress_of(returns["Nifty"], returns["Bank_Nifty"])
+            prices[name] = round(prices[name] + move, 2)
+            [context] = contexts_of(actor, a_bar(str(prices[name]), number, instrument=name))
+            if name == "Nifty":
+                assert context.correlation_score == pytest.approx(found or 0.0, abs=1e-9)
+            if name in last:
+                returns[name][number] = math.log(
+                    Decimal(str(prices[name])) / Decimal(str(last[name]))
+                )
+            last[name] = prices[name]
+
+
+def stress_of(own: dict[int, float], other: dict[int, float]) -> float | None:
+    """Return the stress of one pair, written down once more with the standard library."""
+    common = [at for at in own if at in other]
+    if len(common) < 20 or common[-1] < list(own)[-3:][0]:
+        return None
+
+    def correlated(times: list[int]) -> float | None:
+        try:
+            return statistics.correlation([own[at] for at in times], [other[at] for at in times])
+        except statistics.StatisticsError:
+            return None
+
+    usual, now = correlated(common[:-10]), correlated(common[-10:])
+    if usual is None or now is None or abs(usual) < 0.1:
+        return None
+    return min(max(abs(usual) - math.copysign(1.0, usual) * now, 0.0) / abs(usual), 1.0)
