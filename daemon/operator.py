@@ -21,9 +21,11 @@ from actors.messages import (
 from daemon import reconciliation
 from daemon.announcer import Announcer
 from daemon.broker_cancel import cancel_at_broker
+from daemon.brokers.fyers.ledger import read_use
 from daemon.clock import Clock
 from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, ReplayError, TraderError
+from daemon.fyers_venue import FOLDER, LEDGER
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore, Step
 from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
@@ -143,6 +145,7 @@ class Operator:
             "actors": {},
         }
         answer["reconciliation"] = self._reconciliation()
+        answer["broker_calls"] = read_use(self._state_dir / FOLDER / LEDGER, self._clock.now_ns())
         if self._plan_problem:
             answer["problem"] = self._plan_problem
         bus = RedisBus(self._server.url, self._prefix)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.brokers.fyers.ledger import CallBudget, RateLedger
+from daemon.brokers.fyers.ledger import CallBudget, RateLedger, read_use
 from daemon.brokers.fyers_simulator.limits import RateLimiter, RateLimits
 from daemon.clock import NS_PER_SECOND, SimulatedClock
 from daemon.errors import ConfigError
@@ -128,3 +128,18 @@ def test_no_pace_of_calls_meets_a_limit_of_the_broker(
 
     assert all(earlier <= later for earlier, later in pairwise(taken_ns))
     assert broker.minute_breaches == 0
+
+
+def test_what_is_used_can_be_read_while_a_process_counts(tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    assert read_use(path, NOON_NS) is None
+    with RateLedger(path, clock_at()) as ledger:
+        ledger.take()
+        ledger.take()
+        ledger.note_refusal()
+
+        today = read_use(path, NOON_NS)
+        tomorrow = read_use(path, NOON_NS + DAY_S * NS_PER_SECOND)
+
+    assert today == {"calls_today": 2, "refusals_today": 1, "budget_of_the_day": 90_000}
+    assert tomorrow == {"calls_today": 0, "refusals_today": 0, "budget_of_the_day": 90_000}

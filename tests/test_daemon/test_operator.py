@@ -76,6 +76,7 @@ async def test_the_state_is_told_with_everything_down(tmp_path: Path) -> None:
     assert not answer["server"]["running"]
     assert answer["problem"]
     assert answer["actors"] == {}
+    assert answer["broker_calls"] is None
 
 
 async def test_a_damaged_plan_keeps_nobody_from_stopping(

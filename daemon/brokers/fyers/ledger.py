@@ -177,5 +177,22 @@ class RateLedger:
         os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size), 0)
 
 
+def read_use(path: Path, now_ns: int) -> dict[str, int] | None:
+    """Return today's calls and refusals beside the day's budget, as JSON values, without the lock.
+
+    None where no calls are counted, or while the file is being written.
+    """
+    try:
+        written = msgspec.json.decode(path.read_bytes(), type=_Written)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    is_today = written.day == _day_of(now_ns)
+    return {
+        "calls_today": written.calls if is_today else 0,
+        "refusals_today": written.refusals if is_today else 0,
+        "budget_of_the_day": CallBudget().per_day,
+    }
+
+
 def _day_of(now_ns: int) -> str:
     return f"{datetime.fromtimestamp(now_ns / NS_PER_SECOND, _INDIA):%Y-%m-%d}"
