@@ -205,8 +205,8 @@ def report(
         "over_50ms": sum(took > DEADLINE_MS for took in took_ms),
         "tick_to_decision_p50_ms": round(percentile(took_ms, 0.5), 2),
         "tick_to_decision_p99_ms": round(percentile(took_ms, 0.99), 2),
-        "waited_p99_ms": round(percentile([d.waited_us for d in thought], 0.99) / 1000, 2),
-        "batch_size_p50": percentile([d.batch_size for d in thought], 0.5),
+        "waited_p99_ms": round(percentile([d.waited_us for _, _, d in decisions], 0.99) / 1000, 2),
+        "batch_size_p50": percentile([d.batch_size for _, _, d in decisions], 0.5),
         # The depth that 99 of 100 decisions reach at least, those without a thought included.
         "segments_p99": percentile([d.reasoning_depth for _, _, d in decisions], 0.01),
         "segments_p50": percentile([d.reasoning_depth for _, _, d in decisions], 0.5),
@@ -216,16 +216,24 @@ def report(
     }
 
 
-def stalls(answers: list[tuple[int, int]], thinking: list[tuple[int, int]]) -> dict[str, float]:
-    """Return how long the loop did not answer while there was thinking going on, and in all."""
+def stalls(
+    answers: list[tuple[int, int]], thinking: list[tuple[int, int]]
+) -> dict[str, float | None]:
+    """Return how long the loop did not answer while there was thinking going on, and in all.
+
+    On a machine too busy for any thought there is only the second.
+    """
     asked = np.array([at_ns for at_ns, _ in answers])
     took_ms = np.array([took_ns for _, took_ns in answers]) / 1e6
+    in_all = {"loop_stall_all_p999_ms": round(percentile(took_ms.tolist(), 0.999), 3)}
+    if not thinking:
+        return {"loop_stall_p999_ms": None, **in_all}
     begins, ends = (np.array(sorted(set(side))) for side in zip(*thinking, strict=True))
     # Batches do not overlap, so a question falls into one where more have begun than ended.
     inside = np.searchsorted(begins, asked, "right") > np.searchsorted(ends, asked, "right")
     return {
         "loop_stall_p999_ms": round(percentile(took_ms[inside].tolist(), 0.999), 3),
-        "loop_stall_all_p999_ms": round(percentile(took_ms.tolist(), 0.999), 3),
+        **in_all,
     }
 
 

@@ -19,6 +19,7 @@ def test_the_loop_is_judged_while_there_is_thinking_and_in_all() -> None:
     found = stalls(answers, [(100 * MS, 140 * MS), (100 * MS, 140 * MS), (490 * MS, 510 * MS)])
 
     assert found == {"loop_stall_p999_ms": 2.0, "loop_stall_all_p999_ms": 2.0}
+    assert stalls(answers, []) == {"loop_stall_p999_ms": None, "loop_stall_all_p999_ms": 2.0}
 
 
 def test_batches_are_answered_as_far_as_there_is_time(tmp_path: Path) -> None:
