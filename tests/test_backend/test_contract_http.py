@@ -350,16 +350,7 @@ def test_without_a_daemon_there_is_no_session_and_nothing_hangs(alone: Site) -> 
     assert positions.json() == []
 
 
-SCHEMA = schemathesis.openapi.from_dict(
-    FACTS
-    | {
-        "paths": {
-            path: operations
-            for path, operations in FACTS["paths"].items()
-            if "backtest" not in path and "log" not in path
-        }
-    }
-)
+SCHEMA = schemathesis.openapi.from_dict(FACTS)
 
 
 @SCHEMA.parametrize()

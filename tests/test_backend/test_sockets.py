@@ -111,6 +111,21 @@ def test_text_ping_is_answered_and_everything_else_is_swallowed(site: Site) -> N
         assert socket.recv(timeout=PATIENCE_S) == "pong"
 
 
+def test_a_client_is_pinged_and_let_go_when_it_says_nothing(
+    alone: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.websocket.PING_EVERY_S", 0.1)
+    monkeypatch.setattr("backend.websocket.SILENT_AFTER_S", 0.5)
+    with alone.socket(LIVE) as socket:
+        next_frame(socket), next_frame(socket)
+        pings = [next_frame(socket) for _ in range(3)]
+        socket.send('{"type":"pong"}')  # it counts as a sign of life
+        pings += frames_until_closed(socket)
+
+    assert {frame["type"] for frame in pings} == {"ping"}
+    assert len(pings) > 4
+
+
 def test_the_fourth_socket_of_a_user_closes_the_oldest(site: Site) -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(site.socket(LIVE)) for _ in range(4)]
@@ -118,6 +133,15 @@ def test_the_fourth_socket_of_a_user_closes_the_oldest(site: Site) -> None:
             drain(sockets[0])
 
         assert next_frame(sockets[3])["type"] == "connected"
+
+
+def frames_until_closed(socket: ClientConnection) -> list[dict[str, Any]]:
+    found = []
+    try:
+        while True:
+            found.append(next_frame(socket))
+    except ConnectionClosed:
+        return found
 
 
 def drain(socket: ClientConnection) -> None:
