@@ -21,6 +21,7 @@ _BLOCK_MS = 200
 _BATCH = 500
 _LOOK_S = 0.5
 _RETRY_S = 0.25
+_BROKEN_S = 1.0
 
 
 class BusReader:
@@ -72,6 +73,9 @@ class BusReader:
                     if str(error) != self._last_problem:
                         self._log.warning("bus lost", reason=str(error))
                     self._last_problem = str(error)
+                except Exception:  # noqa: BLE001 - whatever it was, the reader must come back
+                    self._log.exception("reader broke")
+                    await asyncio.sleep(_BROKEN_S)
                 finally:
                     self._is_connected = False
             await asyncio.sleep(_RETRY_S)

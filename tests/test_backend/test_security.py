@@ -8,21 +8,23 @@ from typing import Any
 
 import httpx
 import jwt
+import msgspec
 import pytest
 import redis
 from backend_server import CREDENTIALS, OTHER, SECRET, USER, Site, start_session
 from command_line import CONFIG
+from recorded_session import session_plan, write_candles
 
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
 from backend.build import Options, build_backend
 from backend.fyers_accounts import FyersAccounts
-from backend.place import Place
 from daemon.brokers.fyers.login import LoginFields
 from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.errors import BrokerError, BrokerRejected, ConfigError
 from daemon.logs import configure_logs
-from daemon.settings import load_settings
+from daemon.session_files import begin_session, load_markets
+from daemon.settings import load_instruments, load_settings
 
 CLAIMS: dict[str, Any] = {"user_id": "U", "access_token": "T", "app_id": "A"}
 PLANTED = [USER.access_token, *(CREDENTIALS[n] for n in ("secret_key", "pin", "totp_secret"))]
@@ -143,18 +145,11 @@ def test_a_short_secret_is_refused() -> None:
         CookieSigner("short", time.time)
 
 
-def test_real_money_needs_a_secret_from_outside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = load_settings(CONFIG, {})
-
-    def live_place(*_: object, **__: object) -> Place:
-        class Plan:
-            mode = "live"
-
-        return Place(tmp_path, tmp_path, Plan(), "redis://nowhere")  # type: ignore[arg-type]
-
-    monkeypatch.setattr("backend.build.find_place", live_place)
+def test_real_money_needs_a_secret_from_outside(tmp_path: Path) -> None:
+    settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
+    catalogue = load_instruments(CONFIG, {}).catalogue
+    plan = session_plan(tmp_path, load_markets([write_candles(tmp_path)], [], catalogue))
+    begin_session(tmp_path, msgspec.structs.replace(plan, mode="live"))
 
     with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
         build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)

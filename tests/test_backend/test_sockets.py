@@ -20,6 +20,9 @@ from command_line import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
+from backend.reader import BusReader
+from daemon.bus import Entry
+
 LIVE = f"/ws/live/{USER.user_id}"
 CHANNEL = "/ws/live/{user_id}"
 
@@ -100,6 +103,26 @@ def test_a_session_that_cannot_run_is_told_as_an_error_and_stays_failed(site: Si
     with site.socket(LIVE) as socket:
         next_frame(socket)
         assert next_frame(socket)["data"]["status"] == "failed"
+
+
+def test_a_reader_that_breaks_begins_anew_and_the_socket_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks = [RuntimeError("a defect")]
+    take = BusReader._take
+
+    def broken_once(reader: BusReader, entries: list[Entry]) -> None:
+        if breaks:
+            raise breaks.pop()
+        take(reader, entries)
+
+    start_session(site)
+    with site.socket(LIVE) as socket:
+        frames_until(socket, "tick")
+        monkeypatch.setattr(BusReader, "_take", broken_once)
+        wait_until(lambda: not breaks, "a defect")
+
+        frames_until(socket, "tick")
 
 
 def test_text_ping_is_answered_and_everything_else_is_swallowed(site: Site) -> None:
