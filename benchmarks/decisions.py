@@ -20,6 +20,7 @@ Besides, without a daemon, both shapes think about 1, 5, 20 and 100 observations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import json
 import tempfile
 import threading
@@ -164,6 +165,8 @@ async def session(
     )
     market = OpenMarket(dues)
     asker = LoopProbe(asyncio.get_running_loop())
+    gc.collect()
+    gc.freeze()  # what the benchmark holds is no part of the daemon and must not slow it
     with tempfile.TemporaryDirectory(prefix="decisions-") as folder:
         async with asker.asking():
             recording, answer = await run_session(plan, market, Path(folder))
