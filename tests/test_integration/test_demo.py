@@ -21,6 +21,7 @@ from command_line import (
 
 from actors.messages import PlaceOrder
 from daemon.replay import Recording
+from daemon.wiring import NAMES
 
 pytestmark = pytest.mark.integration
 
@@ -281,7 +282,7 @@ def test_status_of_a_running_daemon_shows_its_actors(sandbox: Sandbox) -> None:
     assert (status.code, outcome.code) == (0, 0), outcome.stderr
     assert status.answer["running"]
     assert status.answer["session"] == outcome.answer["session"]
-    assert len(status.answer["actors"]) == 6
+    assert set(status.answer["actors"]) == {*NAMES, "order_gateway"}
     assert all(actor["alive"] for actor in status.answer["actors"].values())
     assert status.answer["server"]["running"]
     assert status.answer["decision"][INSTRUMENT]["action"] == "HOLD"
