@@ -176,7 +176,9 @@ async def session(
         for place, envelope in measured.measured.items()
         if isinstance(envelope.message, Decision)
     ]
-    return report(decisions, asker.samples, recording, measured.from_ns) | {
+    last_ns = max(market.due_ns()[0])  # reading the recording afterwards holds the loop up as well
+    asked = [answer for answer in asker.samples if measured.from_ns <= answer[0] <= last_ns]
+    return report(decisions, asked, recording) | {
         "lost": answer["lost"],
         "alerts": answer["alerts"],
     }
@@ -186,7 +188,6 @@ def report(
     decisions: list[tuple[float, int, Decision]],
     answers: list[tuple[int, int]],
     recording: Recording,
-    from_ns: int,
 ) -> dict[str, Any]:
     """Sum up decisions, each with milliseconds since its tick was due and when it was published."""
     took_ms = [took for took, _, _ in decisions]
@@ -215,7 +216,7 @@ def report(
         "segments_p50": percentile([d.reasoning_depth for _, _, d in decisions], 0.5),
         "stops": counts([d.stop_reason for d in thought]),
         "rss_mib": max(beats),
-        **stalls([answer for answer in answers if answer[0] >= from_ns], thinking),
+        **stalls(answers, thinking),
     }
 
 
