@@ -6,9 +6,7 @@ anew and recovers the same way, so there is one path for every kind of restart.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from actors.base import Actor, Arrival
@@ -22,7 +20,6 @@ from daemon.logs import get_logger
 DEAD_LETTER_RUNBOOK = "Dead letter"
 _RETRY_FIRST_S = 0.05
 _RETRY_LONGEST_S = 2.0
-_LONGEST_TURN_NS = 1_000_000  # of a fold on the loop that the other parts of the daemon share
 _QUIET_TYPES = (Tick, TimeEvent, Heartbeat)  # logged at DEBUG: hundreds a second say little
 
 
@@ -149,13 +146,10 @@ class Runner:
 
     async def _handle_batch(self, consumer: Consumer, batch: Sequence[Entry]) -> bool:
         """Fold and commit a batch; False when a message failed and the actor must be rebuilt."""
-        folded = _Folded()
-        steps = self._fold(batch, folded)
         if self._actor.heavy:
-            await asyncio.to_thread(deque, steps, 0)
+            outputs, failure = await asyncio.to_thread(self._fold, batch)
         else:
-            await self._in_turns(steps)
-        outputs, failure = folded.outputs, folded.failure
+            outputs, failure = self._fold(batch)
         dead: list[DeadLetter] = []
         if failure:
             # What stands before the failed entry is good; the entry itself goes to the dead
@@ -172,16 +166,9 @@ class Runner:
             await self._on_failure(f"{self.name} failed: {failure.error}")
         return False
 
-    async def _in_turns(self, steps: Iterator[None]) -> None:
-        """Take the steps of a fold; between two of them the loop may serve others."""
-        began_ns = self._monotonic_ns()
-        for _ in steps:
-            if self._monotonic_ns() - began_ns >= _LONGEST_TURN_NS:
-                await asyncio.sleep(0)
-                began_ns = self._monotonic_ns()
-
-    def _fold(self, batch: Sequence[Entry], folded: "_Folded") -> Iterator[None]:
-        """Handle a batch up to the first entry that fails; yield between two entries."""
+    def _fold(self, batch: Sequence[Entry]) -> tuple[list[Output], DeadLetter | None]:
+        """Handle a batch up to the first entry that fails; return its outputs, and the failure."""
+        outputs: list[Output] = []
         # The streams carry other types too.
         ours = [
             (position, entry)
@@ -190,19 +177,18 @@ class Runner:
         ]
         began_ns = self._monotonic_ns()
         produced = self._actor.handle_many([self._arrival(entry.envelope) for _, entry in ours])
-        for number, (position, entry) in enumerate(ours):
-            if number:
-                yield
-                if not self._actor.heavy:  # there, the others of the batch took part of the time
-                    began_ns = self._monotonic_ns()
+        for position, entry in ours:
             try:
-                folded.outputs.extend(Output(position, output) for output in next(produced))
+                outputs.extend(Output(position, output) for output in next(produced))
             except Exception as error:  # noqa: BLE001 - a bug in an actor must fail closed
                 self._log.exception("handling failed", entry=entry.id, stream=entry.stream)
-                folded.failure = DeadLetter(position, f"{type(error).__name__}: {error}")
-                return
-            self._latency_us.record((self._monotonic_ns() - began_ns) / 1000)
+                return outputs, DeadLetter(position, f"{type(error).__name__}: {error}")
+            now_ns = self._monotonic_ns()
+            self._latency_us.record((now_ns - began_ns) / 1000)
+            if not self._actor.heavy:  # there, the others of the batch took part of the time
+                began_ns = now_ns
             self._handled += 1
+        return outputs, None
 
     def _arrival(self, envelope: Envelope) -> Arrival[Any]:
         """Say when the market event that led to a message reached us, on the monotonic clock."""
@@ -265,14 +251,6 @@ class Runner:
             restarts=self._restarts,
             rss_mib=round(self._rss_mib(), 1),
         )
-
-
-@dataclass(slots=True)
-class _Folded:
-    """What has come of a batch so far, and what ended it before its last entry."""
-
-    outputs: list[Output] = field(default_factory=list)
-    failure: DeadLetter | None = None
 
 
 def _streams(types: Sequence[type[Message]]) -> list[str]:

@@ -178,40 +178,6 @@ async def test_every_input_is_handled_once_and_its_outputs_name_their_cause(
     assert causes == [f"tick/{tick.id}" for tick in ticks]
 
 
-@pytest.mark.parametrize(("ms_per_look", "others_came"), [(0, [0, 0, 0]), (1, [0, 1, 2])])
-async def test_others_on_the_loop_come_between_the_slow_entries_of_a_batch(
-    bus: UnreliableBus, ms_per_look: int, others_came: list[int]
-) -> None:
-    looks = turns = 0
-    turns_seen: list[int] = []
-
-    class WatchingActor(CountingActor):
-        def handle(self, message: Tick) -> Iterator[Bar]:
-            turns_seen.append(turns)
-            return super().handle(message)
-
-    def clock() -> int:
-        nonlocal looks
-        looks += 1
-        return looks * ms_per_look * SECOND_NS // 1000
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    await publish(bus, 1, 2, 3)
-    counting = asyncio.create_task(others())
-    # All three are there before it reads: they are one batch.
-    async with running(a_runner(bus, WatchingActor, monotonic_ns=clock)):
-        await quiet(bus)
-    counting.cancel()
-
-    assert [seen - turns_seen[0] for seen in turns_seen] == others_came
-    assert bars(bus) == [(1, 1), (2, 2), (3, 3)]
-
-
 async def test_a_restart_folds_back_what_was_handled_and_publishes_none_of_it_again(
     bus: UnreliableBus,
 ) -> None:
