@@ -7,7 +7,7 @@ Three sessions of the whole daemon (benchmarks.tick_to_order says how one is run
 from when a tick was due), each at 500 ticks a second:
 
 - `together`: twenty instruments whose one-minute bars close at the same instants, four times a
-  second, with the released model as it is: 10,000 decisions, in batches of twenty.
+  second, with the released model as it is, in batches of twenty, until the played market closes.
 - `depth`, twice: one instrument, with a Q head that never wants to halt, so that only the deadline
   ends a thought: the released shape, and the production shape of 27 million parameters, with the
   weights that training starts from or those of `--production DIR`. How fast weights are does not

@@ -5,7 +5,7 @@ How one is built is for its own file: paper_venue.py, fyers_venue.py, fyers_sim_
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +86,6 @@ class Listener:
             if working.done():
                 await working
         finally:
-            for task in (working, stopped):
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+            working.cancel()
+            stopped.cancel()
+            await asyncio.wait({working, stopped})

@@ -33,11 +33,15 @@ class BuildFailed(Exception):
     """The kernel could not be compiled; the text says why."""
 
 
+class NoCompiler(BuildFailed):
+    """There is nothing to compile the kernel with."""
+
+
 def build(folder: Path = BUILT) -> Path:
-    """Compile the kernel into a folder, beside a record of the build; raise BuildFailed."""
+    """Compile the kernel into a folder, beside a record of it; raise BuildFailed or NoCompiler."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
-        raise BuildFailed("no C compiler was found: install gcc, or set CC")
+        raise NoCompiler("no C compiler was found: install gcc, or set CC")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as name:
         scratch = Path(name)
