@@ -6,19 +6,19 @@ same; what needs several instruments or a running state (correlation, average tr
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.base import Actor
+from actors.correlation import CorrelationStress
 from actors.events import EventCalendar
 from actors.forecast import Forecaster, Outlook, window_bars
 from actors.messages import Bar, MarketContext, NewsUpdate
 from actors.news import NewsMemory, together
 from actors.policies import ComplexitySettings, ComplexityWeights
+from actors.recent import Recent
 from actors.regimes import RegimeFilter, straightness
 from actors.session import timeframe_minutes
 from hrm.features import CONTEXT_BARS, VOLATILITY_BARS, complexity_components
@@ -26,9 +26,6 @@ from hrm.features import CONTEXT_BARS, VOLATILITY_BARS, complexity_components
 NEUTRAL_COMPLEXITY = 0.5
 """Complexity while nothing about the market is known: neither calm nor alarming."""
 
-_USUAL_WINDOWS = 4  # the usual correlation is taken over this many recent windows, before them
-_LONGEST_SILENCE_BARS = 3  # an instrument without a bar for longer says nothing about now
-_LEAST_USUAL_CORRELATION = 0.1  # below it there is no usual correlation that could break down
 _PRICE_STEP = Decimal("0.00000001")
 
 
@@ -62,6 +59,7 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
         self._events = EventCalendar(settings.events)
         self._news = NewsMemory(settings.news_half_life_minutes, settings.news_stale_after_seconds)
         self._series: dict[tuple[str, str], _Series] = {}  # by instrument and timeframe
+        self._correlations: dict[str, CorrelationStress] = {}  # by timeframe
 
     def handle(self, message: Bar | NewsUpdate) -> Iterator[MarketContext]:
         """Yield the context of a bar; remember news. ValueError for what cannot be true."""
@@ -72,14 +70,20 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
         known = self._series.get(key)
         _check(message, known.last_close_ns if known is not None else None)
         series = known or self._series.setdefault(key, _Series(self._settings, message.timeframe))
-        stress = self._correlation_stress(message)
+        correlations = self._correlations.setdefault(
+            message.timeframe, CorrelationStress(self._settings.correlation_window)
+        )
+        stress = correlations.before(message.instrument, message.close_ns)
+        if series.last_close is not None:
+            change = math.log(message.close / series.last_close)
+            correlations.add(message.instrument, message.close_ns, change)
         series.add(message)
         yield self._context(message, series, stress)
 
     def _context(self, bar: Bar, series: "_Series", stress: float | None) -> MarketContext:
         # An auction's bar says nothing about how far prices move by themselves.
         outlook = series.forecaster.add(bar) if bar.is_continuous else Outlook()
-        price = complexity_components(list(series.highs), list(series.lows), list(series.closes))
+        price = complexity_components(series.highs.values, series.lows.values, series.closes.values)
         news = together(
             self._events.impact(bar.instrument, bar.close_ns),
             self._news.impact(bar.instrument, bar.close_ns),
@@ -109,41 +113,6 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
             regime_probabilities=series.regime_probabilities(outlook),
         )
 
-    def _correlation_stress(self, bar: Bar) -> float | None:
-        """Say how far the correlations with the other instruments have left their usual values.
-
-        Only bars before this one count, so that it does not matter which of several instruments
-        closes its bar first. A pair weighs as much as its usual correlation; one whose other
-        instrument fell silent is left out. None: no pair has a usual correlation.
-        """
-        own = self._series[bar.instrument, bar.timeframe].returns_before(bar.close_ns)
-        window = self._settings.correlation_window
-        if len(own.times) < 2 * window:
-            return None
-        others = [
-            series.returns_before(bar.close_ns)
-            for (instrument, timeframe), series in self._series.items()
-            if instrument != bar.instrument and timeframe == bar.timeframe
-        ]
-        pairs: list[tuple[float, float]] = []
-        for times, ours, theirs in _common(own, others):
-            if len(times) < 2 * window or times[-1] < own.times[-_LONGEST_SILENCE_BARS:][0]:
-                continue
-            usual = _correlations(ours[:-window], theirs[:, :-window])
-            now = _correlations(ours[-window:], theirs[:, -window:])
-            # Not a number where one of the two never moved: no comparison holds then.
-            pairs += [
-                (then, since)
-                for then, since in zip(usual.tolist(), now.tolist(), strict=True)
-                if abs(then) >= _LEAST_USUAL_CORRELATION and not math.isnan(since)
-            ]
-        # Exact sums: the order of the pairs does not matter.
-        lost = math.fsum(
-            max(abs(then) - math.copysign(1.0, then) * now, 0.0) for then, now in pairs
-        )
-        usual_total = math.fsum(abs(then) for then, _ in pairs)
-        return min(lost / usual_total, 1.0) if usual_total else None
-
 
 def weighted_complexity(
     components: Mapping[str, float | None], weights: ComplexityWeights
@@ -162,13 +131,6 @@ def weighted_complexity(
     return min(max(mean, 0.0), 1.0)
 
 
-class _Returns(NamedTuple):
-    """Log returns [N], and when their bars closed [N], oldest first."""
-
-    times: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-
 class _Series:
     """The recent bars of one instrument and timeframe, and Wilder's average true range."""
 
@@ -180,47 +142,29 @@ class _Series:
         regimes = settings.coefficients.regimes.get(timeframe)
         self._regimes = RegimeFilter(regimes) if regimes else None
         self._period = settings.atr_period
-        self._last_close: Decimal | None = None
+        self.last_close: Decimal | None = None
         self._average: Decimal | None = None  # Wilder's, once `period` true ranges are known
         self._true_ranges: deque[Decimal] = deque(maxlen=self._period)
-        self._longest_returns = (1 + _USUAL_WINDOWS) * settings.correlation_window
-        self.highs: deque[float] = deque(maxlen=CONTEXT_BARS)
-        self.lows: deque[float] = deque(maxlen=CONTEXT_BARS)
-        self.closes: deque[float] = deque(maxlen=CONTEXT_BARS)
-        self._returns: dict[int, float] = {}  # log return by close_ns, oldest first
-        self._as_arrays: _Returns | None = None  # the same, until the next bar
+        self.highs = Recent(CONTEXT_BARS, np.float64)
+        self.lows = Recent(CONTEXT_BARS, np.float64)
+        self.closes = Recent(CONTEXT_BARS, np.float64)
         self.bars_seen = 0
         self.last_close_ns: int | None = None
 
     def add(self, bar: Bar) -> None:
         self._add_true_range(bar)
-        if self._last_close is not None:
-            self._returns[bar.close_ns] = math.log(bar.close / self._last_close)
-            if len(self._returns) > self._longest_returns:
-                del self._returns[next(iter(self._returns))]
-            self._as_arrays = None
-        self._last_close = bar.close
+        self.last_close = bar.close
         self.highs.append(float(bar.high))
         self.lows.append(float(bar.low))
         self.closes.append(float(bar.close))
         self.bars_seen += 1
         self.last_close_ns = bar.close_ns
 
-    def returns_before(self, close_ns: int) -> "_Returns":
-        """Return the returns of bars that closed earlier."""
-        if self._as_arrays is None:
-            self._as_arrays = _Returns(
-                np.fromiter(self._returns, np.int64), np.fromiter(self._returns.values(), float)
-            )
-        times, values = self._as_arrays
-        count = int(np.searchsorted(times, close_ns))
-        return _Returns(times[:count], values[:count])
-
     def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
         """Return how likely each regime is; () while too little is known to say."""
         if self._regimes is None or outlook.excess is None:
             return ()
-        return self._regimes.update(outlook.excess, straightness(self.closes))
+        return self._regimes.update(outlook.excess, straightness(self.closes.values.tolist()))
 
     def average_true_range(self) -> Decimal | None:
         """Return Wilder's average of the true ranges, in price units; None before `period` bars.
@@ -237,8 +181,8 @@ class _Series:
 
     def _add_true_range(self, bar: Bar) -> None:
         high, low = bar.high, bar.low
-        if self._last_close is not None:
-            high, low = max(high, self._last_close), min(low, self._last_close)
+        if self.last_close is not None:
+            high, low = max(high, self.last_close), min(low, self.last_close)
         true_range = high - low
         if self._average is not None:
             self._average += (true_range - self._average) / self._period
@@ -264,31 +208,3 @@ def _check(bar: Bar, last_close_ns: int | None) -> None:
         raise ValueError(
             f"{where}: must be later than the bar before, which closed {last_close_ns}"
         )
-
-
-def _common(
-    own: _Returns, others: Sequence[_Returns]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield times [N] that are common, our returns [N] and those of P others [P, N] at them.
-
-    Markets close their bars together: as a rule one group holds all the others.
-    """
-    aligned = [other.values for other in others if np.array_equal(own.times, other.times)]
-    if aligned:
-        yield own.times, own.values, np.stack(aligned)
-    for other in others:
-        if not np.array_equal(own.times, other.times):
-            times, ours, theirs = np.intersect1d(
-                own.times, other.times, assume_unique=True, return_indices=True
-            )
-            yield times, own.values[ours], other.values[theirs][None]
-
-
-def _correlations(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate returns [N] with each of [P, N]; not a number where one of them never moved."""
-    moves = (np.ptp(theirs, axis=1) > 0) & (np.ptp(ours) > 0)
-    left, right = ours - ours.mean(), theirs - theirs.mean(axis=1, keepdims=True)
-    # Sums, not dot products: what those call rounds otherwise on another processor.
-    scale = np.sqrt(np.square(left).sum() * np.square(right).sum(axis=1))
-    found: NDArray[np.float64] = (left * right).sum(axis=1) / np.where(moves, scale, np.nan)
-    return found
