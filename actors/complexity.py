@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
-import numpy as np
-
 from actors.base import Actor
 from actors.correlation import CorrelationStress
 from actors.events import EventCalendar
@@ -18,10 +16,9 @@ from actors.forecast import Forecaster, Outlook, window_bars
 from actors.messages import Bar, MarketContext, NewsUpdate
 from actors.news import NewsMemory, together
 from actors.policies import ComplexitySettings, ComplexityWeights
-from actors.recent import Recent
-from actors.regimes import RegimeFilter, straightness
+from actors.regimes import STRAIGHT_BARS, RegimeFilter, straightness
 from actors.session import timeframe_minutes
-from hrm.features import CONTEXT_BARS, VOLATILITY_BARS, complexity_components
+from hrm.features import VOLATILITY_BARS, ComplexityComponents, ComplexityStream
 
 NEUTRAL_COMPLEXITY = 0.5
 """Complexity while nothing about the market is known: neither calm nor alarming."""
@@ -77,13 +74,14 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
         if series.last_close is not None:
             change = math.log(message.close / series.last_close)
             correlations.add(message.instrument, message.close_ns, change)
-        series.add(message)
-        yield self._context(message, series, stress)
+        price = series.add(message)
+        yield self._context(message, series, price, stress)
 
-    def _context(self, bar: Bar, series: "_Series", stress: float | None) -> MarketContext:
+    def _context(
+        self, bar: Bar, series: "_Series", price: ComplexityComponents, stress: float | None
+    ) -> MarketContext:
         # An auction's bar says nothing about how far prices move by themselves.
         outlook = series.forecaster.add(bar) if bar.is_continuous else Outlook()
-        price = complexity_components(series.highs.values, series.lows.values, series.closes.values)
         news = together(
             self._events.impact(bar.instrument, bar.close_ns),
             self._news.impact(bar.instrument, bar.close_ns),
@@ -145,26 +143,25 @@ class _Series:
         self.last_close: Decimal | None = None
         self._average: Decimal | None = None  # Wilder's, once `period` true ranges are known
         self._true_ranges: deque[Decimal] = deque(maxlen=self._period)
-        self.highs = Recent(CONTEXT_BARS, np.float64)
-        self.lows = Recent(CONTEXT_BARS, np.float64)
-        self.closes = Recent(CONTEXT_BARS, np.float64)
+        self._price = ComplexityStream()
+        self._closes: deque[float] = deque(maxlen=STRAIGHT_BARS + 1)
         self.bars_seen = 0
         self.last_close_ns: int | None = None
 
-    def add(self, bar: Bar) -> None:
+    def add(self, bar: Bar) -> ComplexityComponents:
+        """Take in a bar; return what price alone says since then."""
         self._add_true_range(bar)
         self.last_close = bar.close
-        self.highs.append(float(bar.high))
-        self.lows.append(float(bar.low))
-        self.closes.append(float(bar.close))
+        self._closes.append(float(bar.close))
         self.bars_seen += 1
         self.last_close_ns = bar.close_ns
+        return self._price.add(float(bar.close))
 
     def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
         """Return how likely each regime is; () while too little is known to say."""
         if self._regimes is None or outlook.excess is None:
             return ()
-        return self._regimes.update(outlook.excess, straightness(self.closes.values.tolist()))
+        return self._regimes.update(outlook.excess, straightness(self._closes))
 
     def average_true_range(self) -> Decimal | None:
         """Return Wilder's average of the true ranges, in price units; None before `period` bars.

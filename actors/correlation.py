@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.recent import Recent
+from hrm.recent import Recent
 
 _USUAL_WINDOWS: Final = 4  # the usual correlation is taken over this many windows before the last
 _LONGEST_SILENCE_BARS: Final = 3  # one without a bar for longer says nothing about now

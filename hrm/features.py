@@ -2,7 +2,8 @@
 
 Numpy only, no clock. What the numbers mean to the model is not for this file; how the complexity of
 a market is weighed (`complexity_score`) is, because training needs it too. How the columns of bars
-are computed is in `bar_columns` (whole histories) and `feature_stream` (bar by bar).
+are computed is in `bar_columns` (whole histories) and `feature_stream` (bar by bar); what makes a
+market complex, both ways, in `complexity`.
 
 The whole interface, in the order a caller uses it:
 
@@ -15,9 +16,9 @@ The whole interface, in the order a caller uses it:
   newest rows of a stream, newest last, and which of them are real.
 - `average_true_range(high, low, close) -> float64 [N]`: mean of 14 true ranges; NaN in the first 14
   rows.
-- `complexity_components(high, low, close) -> ComplexityComponents`: volatility rank, regime, regime
-  stability of the newest bar from the newest `CONTEXT_BARS` bars. `complexity_history` gives the
-  same for each bar of a history.
+- `ComplexityStream().add(close) -> ComplexityComponents`: volatility rank, regime, regime stability
+  of the newest bar, which depend on `CONTEXT_BARS` bars; `complexity_history` gives the same for
+  each bar of a history.
 - `complexity_score(volatility, regime_stability, news_impact, correlation_stress) -> float in [0,
   1]`.
 - `account_features(...) -> float32 [6]`, columns `ACCOUNT_NAMES`; `context_features(...) -> float32
@@ -30,11 +31,9 @@ The whole interface, in the order a caller uses it:
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from hrm.bar_columns import (
@@ -51,14 +50,27 @@ from hrm.bar_columns import (
     USUAL_VOLATILITY,
     VOLATILITY_FLOOR,
     WARMUP_BARS,
-    IntArray,
     checked_bars,
     feature_rows,
     warm_rows,
 )
+from hrm.complexity import (
+    CONTEXT_BARS,
+    RANK_BARS,
+    REGIMES,
+    STABILITY_BARS,
+    TRENDING_EFFICIENCY,
+    VOLATILE_RANK,
+    VOLATILITY_BARS,
+    ComplexityComponents,
+    ComplexityHistory,
+    ComplexityStream,
+    Regime,
+    complexity_history,
+)
 from hrm.config import Action
 from hrm.feature_stream import FeatureStream, FeatureWindow
-from hrm.rolling import FloatArray, efficiency, rolling_mean, true_range
+from hrm.rolling import FloatArray, rolling_mean, true_range
 
 __all__ = [
     "ACCOUNT_NAMES",
@@ -75,6 +87,7 @@ __all__ = [
     "WINDOW_BARS",
     "ComplexityComponents",
     "ComplexityHistory",
+    "ComplexityStream",
     "FeatureStream",
     "FeatureWindow",
     "Regime",
@@ -82,7 +95,6 @@ __all__ = [
     "average_true_range",
     "bar_features",
     "checked_bars",
-    "complexity_components",
     "complexity_history",
     "complexity_score",
     "context_features",
@@ -92,17 +104,7 @@ __all__ = [
     "warm_rows",
 ]
 
-Regime = Literal["trending", "ranging", "volatile"]
-REGIMES: Final[tuple[Regime, ...]] = ("trending", "ranging", "volatile")
-
 WINDOW_BARS: Final = 64  # rows the model reads unless its settings say otherwise
-VOLATILITY_BARS: Final = 20
-RANK_BARS: Final = 240
-STABILITY_BARS: Final = 20
-CONTEXT_BARS: Final = VOLATILITY_BARS + RANK_BARS + STABILITY_BARS - 1
-VOLATILE_RANK: Final = 0.8  # at or above: volatile
-TRENDING_EFFICIENCY: Final = 0.35  # a driftless walk of 20 steps has 0.22 on average
-
 ACTION_NAMES: Final = tuple(action.name for action in Action)
 _VALID: Final = {
     0: (Action.BUY_LONG, Action.SELL_SHORT, Action.HOLD),
@@ -162,33 +164,6 @@ FEATURE_SCHEMA_SHA256: Final = hashlib.sha256(
 ).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class ComplexityComponents:
-    """Hold what price alone says about how hard the market is to read.
-
-    volatility: percentile rank in [0, 1] of the newest volatility among the trailing ones.
-    regime_stability: share in [0, 1] of the last 20 bars that were in the present regime.
-    """
-
-    volatility: float
-    regime: Regime
-    regime_stability: float
-
-
-@dataclass(frozen=True, slots=True)
-class ComplexityHistory:
-    """Hold the complexity components of every bar of a history, [N] each.
-
-    regime: index into REGIMES. is_known: false where fewer than 21 bars lie behind; such rows read
-    as a calm ranging market (0.5, ranging, 1.0).
-    """
-
-    volatility: FloatArray
-    regime: IntArray
-    regime_stability: FloatArray
-    is_known: NDArray[np.bool_]
-
-
 def bar_features(
     open: ArrayLike,  # noqa: A002 - the field's own word, as in every candle
     high: ArrayLike,
@@ -239,92 +214,6 @@ def return_volatility(close: ArrayLike) -> FloatArray:
         rms = np.sqrt(rolling_mean(squares, WARMUP_BARS))
         result[WARMUP_BARS:] = np.maximum(rms, VOLATILITY_FLOOR)
     return result
-
-
-def complexity_history(high: ArrayLike, low: ArrayLike, close: ArrayLike) -> ComplexityHistory:
-    """Give volatility rank, regime and regime stability of every bar, from that bar and those
-    before it.
-
-    A bar reads at most CONTEXT_BARS bars, itself included. Volatile: the root mean square of 20
-    returns ranks at 0.8 or more among the last 240 of its kind. Else trending: the net move of 20
-    bars is at least 0.35 of the way walked. Else ranging. At the start of a history ranks are taken
-    among what there is.
-    """
-    c = np.asarray(close, dtype=np.float64)
-    _check_lengths(high, low, close)
-    count = len(c)
-    rank = np.full(count, 0.5)
-    regime = np.full(count, REGIMES.index("ranging"), dtype=np.int64)
-    stability = np.ones(count)
-    is_known = np.zeros(count, dtype=np.bool_)
-    known = count - VOLATILITY_BARS
-    if known <= 0:
-        return ComplexityHistory(rank, regime, stability, is_known)
-
-    rank[-known:], regime[-known:] = _newest_ranks(c, known)
-    labels = regime[-known:].astype(np.float64)
-    padded = np.concatenate([np.full(STABILITY_BARS - 1, np.nan), labels])
-    same = sliding_window_view(padded, STABILITY_BARS) == labels[:, None]
-    stability[-known:] = same.sum(axis=1) / np.minimum(np.arange(1, known + 1), STABILITY_BARS)
-    is_known[-known:] = True
-    return ComplexityHistory(rank, regime, stability, is_known)
-
-
-def complexity_components(
-    high: ArrayLike, low: ArrayLike, close: ArrayLike
-) -> ComplexityComponents:
-    """Give volatility rank, regime and regime stability of the newest bar.
-
-    Only the newest CONTEXT_BARS bars are looked at; keep that many. Fewer than 21 bars read as a
-    calm ranging market.
-    """
-    _check_lengths(high, low, close)
-    c = np.asarray(close, dtype=np.float64)[-CONTEXT_BARS:]
-    if len(c) == 0:
-        raise ValueError("complexity needs at least one bar, got none")
-    known = len(c) - VOLATILITY_BARS
-    if known <= 0:
-        return ComplexityComponents(volatility=0.5, regime="ranging", regime_stability=1.0)
-    # Only bars that the stability of the newest one counts need a rank: a tenth of the work.
-    rank, regime = _newest_ranks(c, min(known, STABILITY_BARS))
-    same = int(np.count_nonzero(regime == regime[-1]))
-    return ComplexityComponents(
-        volatility=float(rank[-1]),
-        regime=REGIMES[int(regime[-1])],
-        regime_stability=same / len(regime),
-    )
-
-
-def _check_lengths(high: ArrayLike, low: ArrayLike, close: ArrayLike) -> None:
-    lengths = [len(np.asarray(column)) for column in (high, low, close)]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"high, low and close must be equally long, were {', '.join(map(str, lengths))}"
-        )
-
-
-def _newest_ranks(close: FloatArray, rows: int) -> tuple[FloatArray, IntArray]:
-    """Give volatility rank and regime of the newest bars, [rows] each; all others lie behind them.
-
-    close: more than VOLATILITY_BARS prices; rows: at most as many as there are beyond those.
-    """
-    returns = np.diff(np.log(close))
-    volatility = np.sqrt(rolling_mean(returns**2, VOLATILITY_BARS))
-    padded = np.concatenate([np.full(RANK_BARS - 1, np.nan), volatility])
-    trailing = sliding_window_view(padded, RANK_BARS)[-rows:]  # NaN compares false
-    own = volatility[-rows:, None]
-    below = np.sum(trailing < own, axis=1)
-    equal = np.sum(trailing == own, axis=1)  # itself included
-    available = np.minimum(np.arange(1, len(volatility) + 1), RANK_BARS)[-rows:]
-    rank = (below + 0.5 * equal) / available
-
-    straightness = np.abs(efficiency(returns[-(rows + VOLATILITY_BARS - 1) :], VOLATILITY_BARS))
-    is_volatile = rank >= VOLATILE_RANK
-    is_trending = ~is_volatile & (straightness >= TRENDING_EFFICIENCY)
-    regime = np.full(rows, REGIMES.index("ranging"), dtype=np.int64)
-    regime[is_volatile] = REGIMES.index("volatile")
-    regime[is_trending] = REGIMES.index("trending")
-    return rank, regime
 
 
 def complexity_score(

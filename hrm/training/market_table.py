@@ -301,7 +301,7 @@ def _series_columns(
         candles.close_ns,
         candles.bar_ns,
     )
-    history = complexity_history(candles.high, candles.low, candles.close)
+    history = complexity_history(candles.close)
     context = np.stack(
         [
             context_features(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.complexity import NEUTRAL_COMPLEXITY, MarketComplexityActor, weighted_complexity
 from actors.messages import Bar, MarketContext, Regime
 from actors.policies import ComplexitySettings, ComplexityWeights
-from hrm.features import complexity_components, complexity_score
+from hrm.features import REGIMES, complexity_history, complexity_score
 
 
 def contexts_of(actor: MarketComplexityActor, *bars: Bar) -> list[MarketContext]:
@@ -64,16 +64,11 @@ def test_components_equal_those_that_training_computes_from_the_same_bars() -> N
 
     last = contexts_of(an_actor(), *bars)[-1]
 
-    highs, lows, closes = zip(
-        *((float(bar.high), float(bar.low), float(bar.close)) for bar in bars), strict=True
-    )
-    expected = complexity_components(highs, lows, closes)
-    assert (last.volatility, last.regime, last.regime_stability) == (
-        expected.volatility,
-        expected.regime,
-        expected.regime_stability,
-    )
-    assert last.complexity == complexity_score(expected.volatility, expected.regime_stability)
+    history = complexity_history([float(bar.close) for bar in bars])
+    expected = history.volatility[-1], history.regime_stability[-1]
+    assert (last.volatility, last.regime_stability) == expected
+    assert last.regime == REGIMES[history.regime[-1]]
+    assert last.complexity == complexity_score(*expected)
 
 
 def test_a_sudden_storm_is_volatile_and_more_complex_than_the_calm_before() -> None:
@@ -273,14 +268,29 @@ def test_an_instrument_that_fell_silent_is_masked_and_back_at_its_next_bars() ->
 
 
 def test_the_order_in_which_instruments_close_a_bar_does_not_matter() -> None:
-    first, second = bars_along(irregular(150, 1)), bars_along(irregular(150, 2), instrument="B")
+    bars = 270  # more than the 250 returns that correlations are taken over
+    path = irregular(bars, 1)
+    alike = [close + other - 1000 for close, other in zip(path, irregular(bars, 2), strict=True)]
+    first, second = bars_along(path), bars_along(alike, instrument="B")
     one_way = [bar for pair in zip(first, second, strict=True) for bar in pair]
     other_way = [bar for pair in zip(second, first, strict=True) for bar in pair]
 
-    outputs = [contexts_of(an_actor(), *bars) for bars in (one_way, other_way)]
+    outputs = [contexts_of(an_actor(), *each) for each in (one_way, other_way)]
 
     by_name = [sorted(each, key=lambda c: (c.bar.close_ns, c.instrument)) for each in outputs]
     assert by_name[0] == by_name[1]
+    assert "correlation" not in by_name[0][-1].missing
+
+
+def test_a_bar_that_comes_late_counts_for_those_that_close_after_it() -> None:
+    """What the others look like before a close is computed once, and anew after such a bar."""
+    first, second = bars_along(irregular(120, 1)), bars_along(irregular(120, 1), instrument="B")
+    in_turn = [bar for pair in zip(first, second, strict=True) for bar in pair]
+    late = [*in_turn[:-3], in_turn[-2], in_turn[-3], in_turn[-1]]  # B's last but one comes late
+
+    on_time, behind = (contexts_of(an_actor(), *each)[-1] for each in (in_turn, late))
+
+    assert behind == on_time
 
 
 def test_an_instrument_that_never_moves_has_no_usual_correlation() -> None:

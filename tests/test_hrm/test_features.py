@@ -1,6 +1,7 @@
 """Features: causal, scale-free, the same live and in training, strict about what they accept."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from hrm.features import (
     FEATURE_SCHEMA_SHA256,
     REGIMES,
     WARMUP_BARS,
+    ComplexityComponents,
+    ComplexityStream,
     account_features,
     average_true_range,
     bar_features,
-    complexity_components,
     complexity_history,
     complexity_score,
     context_features,
@@ -35,16 +37,18 @@ def features_of(columns: Columns) -> NDArray[np.float32]:
     return bar_features(bar_ns=BAR_NS, **columns)
 
 
-def last(columns: Columns, count: int) -> Columns:
-    return {name: values[-count:] for name, values in columns.items()}
-
-
 def first(columns: Columns, count: int) -> Columns:
     return {name: values[:count] for name, values in columns.items()}
 
 
 def column(rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     return rows[:, FEATURE_NAMES.index(name)]
+
+
+def complexity_of(closes: Iterable[float]) -> ComplexityComponents:
+    """Return what a stream says of the last of these bars."""
+    stream = ComplexityStream()
+    return [stream.add(close) for close in closes][-1]
 
 
 def test_every_bar_gets_one_finite_row() -> None:
@@ -219,10 +223,9 @@ def test_return_volatility_is_unknown_before_the_warm_up_and_then_the_root_mean_
 @given(seed=st.integers(0, 100), end=st.integers(1, 700))
 def test_complexity_live_equals_complexity_in_training(seed: int, end: int) -> None:
     columns = walk(700, seed)
-    history = complexity_history(columns["high"], columns["low"], columns["close"])
-    newest = last(first(columns, end), CONTEXT_BARS)
+    history = complexity_history(columns["close"])
 
-    live = complexity_components(newest["high"], newest["low"], newest["close"])
+    live = complexity_of(columns["close"][max(end - CONTEXT_BARS, 0) : end])
 
     assert live.volatility == history.volatility[end - 1]
     assert live.regime_stability == history.regime_stability[end - 1]
@@ -235,7 +238,7 @@ def test_a_burst_of_moves_reads_as_volatile() -> None:
     size = np.concatenate([np.full(300, 0.001), np.full(20, 0.01)])
     close = 100.0 * np.exp(np.cumsum(size * generator.standard_normal(320)))
 
-    components = complexity_components(close, close, close)
+    components = complexity_of(close)
 
     assert components.regime == "volatile"
     assert components.volatility > 0.95
@@ -246,26 +249,16 @@ def test_a_calm_rise_reads_as_trending_and_becomes_stable() -> None:
     returns = np.concatenate([0.002 * generator.standard_normal(300), 0.001 * np.ones(60)])
     close = 100.0 * np.exp(np.cumsum(returns))
 
-    components = complexity_components(close, close, close)
+    components = complexity_of(close)
 
     assert components.regime == "trending"
     assert components.regime_stability == 1.0
 
 
 def test_the_first_bars_read_as_a_calm_ranging_market() -> None:
-    components = complexity_components([100.0], [99.0], [99.5])
+    components = complexity_of([99.5])
 
     assert components == type(components)(0.5, "ranging", 1.0)
-
-
-def test_complexity_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one bar"):
-        complexity_components([], [], [])
-
-
-def test_complexity_of_unequal_columns_is_refused() -> None:
-    with pytest.raises(ValueError, match="equally long"):
-        complexity_history([1.0, 2.0], [1.0], [1.0])
 
 
 def test_absent_sources_neither_calm_nor_alarm() -> None:

@@ -13,6 +13,8 @@ class Recent(Generic[Number]):
 
     def __init__(self, length: int, kind: type[Number]) -> None:
         """length: numbers kept; kind: what they are stored as."""
+        if length <= 0:
+            raise ValueError(f"length must be positive, was {length}")
         self._length = length
         self._held: NDArray[Any] = np.empty(2 * length, kind)
         self._end = 0
@@ -20,9 +22,9 @@ class Recent(Generic[Number]):
     def append(self, value: float) -> None:
         """Add the newest number; the oldest goes when there are more than are kept."""
         if self._end == len(self._held):
-            kept = self._held[-self._length + 1 :].copy() if self._length > 1 else self._held[:0]
-            self._end = len(kept)
-            self._held[: self._end] = kept
+            kept = self._length - 1
+            self._held[:kept] = self._held[self._end - kept :]
+            self._end = kept
         self._held[self._end] = value
         self._end += 1
 
