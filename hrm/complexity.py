@@ -128,7 +128,7 @@ class ComplexityStream:
         own = math.sqrt(squares / VOLATILITY_BARS)
         self._volatilities.append(own)
         among = self._volatilities.values
-        below, equal = np.count_nonzero(among < own), np.count_nonzero(among == own)
+        below, equal = int(np.count_nonzero(among < own)), int(np.count_nonzero(among == own))
         rank = (below + 0.5 * equal) / len(among)
         self._regimes.append(self._regime(rank))
         return ComplexityComponents(

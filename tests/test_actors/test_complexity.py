@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from builders import a_bar, outputs_of
 from hypothesis import given, settings
@@ -56,6 +57,8 @@ def test_every_bar_gets_exactly_one_context_that_carries_it() -> None:
     contexts = contexts_of(an_actor(), *bars)
 
     assert [context.bar for context in contexts] == bars
+    written = msgspec.msgpack.encode(contexts)  # refuses numbers that are numpy's
+    assert msgspec.msgpack.decode(written, type=list[MarketContext]) == contexts
     assert [context.bars_seen for context in contexts] == list(range(1, 31))
 
 
