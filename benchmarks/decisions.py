@@ -7,7 +7,8 @@ Three sessions of the whole daemon (benchmarks.tick_to_order says how one is run
 from when a tick was due), each at 500 ticks a second:
 
 - `together`: twenty instruments whose one-minute bars close at the same instants, four times a
-  second, with the released model as it is, in batches of twenty, until the played market closes.
+  second, with the released model as it is, in batches of twenty: ten thousand decisions on two days
+  of the market, played one after the other.
 - `depth`, twice: one instrument, with a Q head that never wants to halt, so that only the deadline
   ends a thought: the released shape, and the production shape of 27 million parameters, with the
   weights that training starts from or those of `--production DIR`. How fast weights are does not
@@ -36,8 +37,11 @@ import torch
 import uvloop
 
 from actors.messages import Decision, Heartbeat
+from actors.session import SessionCalendar
+from actors.session_table import SessionTable
 from benchmarks.machine import ROOT, machine_facts, percentile
 from benchmarks.tick_to_order import (
+    BEGIN_NS,
     RATE_PER_S,
     Measurement,
     OpenMarket,
@@ -148,6 +152,18 @@ def a_plan(instruments: int, overrides: Mapping[str, Any]) -> tuple[SessionPlan,
     return msgspec.structs.replace(plan, instruments=shares, markets=markets), prices
 
 
+def opens_of(plan: SessionPlan, days: int) -> list[int]:
+    """Return when the market opens on so many trading days, from the first of the plan on."""
+    calendar = SessionCalendar(SessionTable.model_validate(plan.calendar))
+    opens = [BEGIN_NS]
+    while len(opens) < days:
+        following = calendar.next_open_ns("NSE", opens[-1])
+        if following is None:
+            raise ValueError("sessions.yaml covers too few days: extend its calendar")
+        opens.append(following)
+    return opens
+
+
 async def session(
     instruments: int,
     measured_s: float,
@@ -162,6 +178,7 @@ async def session(
         prices,
         time_event_every_s=TIME_EVENT_EVERY_S,
         warm_up_ticks_per_bar=WARM_UP_TICKS_PER_BAR,
+        opens_ns=opens_of(plan, days=2),
     )
     market = OpenMarket(dues)
     asker = LoopProbe(asyncio.get_running_loop())

@@ -52,6 +52,7 @@ COMPRESSION: Final = 240  # market seconds per real second
 TIME_EVENT_EVERY_S: Final = 24  # market seconds: ten times in a real one
 WARM_UP_TICKS_PER_BAR: Final = 4
 BAR_S: Final = 60
+DAY_S: Final = 375 * 60  # from 9:15 to 15:30
 PRICES: Final = {"Nifty": 22000, "Bank_Nifty": 47000, "Reliance": 2900, "TCS": 4100, "HDFC": 1450}
 SEED: Final = 11
 BEGIN_NS: Final = (
@@ -90,8 +91,12 @@ def schedule(
     *,
     time_event_every_s: float = TIME_EVENT_EVERY_S,
     warm_up_ticks_per_bar: int = WARM_UP_TICKS_PER_BAR,
+    opens_ns: Sequence[int] = (BEGIN_NS,),
 ) -> tuple[list[Due], float]:
-    """Return all events in order, and from when on they are measured."""
+    """Return all events in order, and from when on they are measured.
+
+    opens_ns: when each of the days opens that they last, one after the other without the nights.
+    """
     draw = np.random.default_rng(SEED)
     logs = {name: float(np.log(price)) for name, price in prices.items()}
     names = list(prices)
@@ -99,6 +104,7 @@ def schedule(
     measured_from_s = warm_up / RATE_PER_S
     dues: list[Due] = []
     time_event_s = 0.0  # market time of the next one
+    day = 0
     for number in range(warm_up + int(measured_s * RATE_PER_S)):
         at_s = number / RATE_PER_S
         if number < warm_up:
@@ -108,7 +114,11 @@ def schedule(
         else:
             market_s = warm_up_bars * BAR_S + (at_s - measured_from_s) * COMPRESSION
             step = 0.0001
-        now_ns = BEGIN_NS + int(market_s * 1e9)
+        if market_s >= (day + 1) * DAY_S:
+            closed_ns = opens_ns[day] + DAY_S * 1_000_000_000
+            dues.append(Due(at_s, TimeEvent(now_ns=closed_ns, wall_ns=0)))
+            day += 1
+        now_ns = opens_ns[day] + int((market_s - day * DAY_S) * 1e9)
         if market_s >= time_event_s:
             dues.append(Due(at_s, TimeEvent(now_ns=now_ns, wall_ns=0)))
             time_event_s += time_event_every_s
