@@ -230,7 +230,7 @@ def test_the_command_reports_on_the_embedded_candles() -> None:
         b"time,open,high,low,close\n2024-03-18 09:15,1,1,1,1\n2024-03-18T09:20+05:30,1,1,1,1\n",
         b"time,open,high,low,close\n9999-12-31T23:59:59-23:59,1,1,1,1\n",
         b"datetime,open,high,low,close\n1710733500,1\x00,1,1,1\n",
-        gzip.compress(b"datetime,open,high,low,close\n1710733500,1,1,1,1\n"),
+        gzip.compress(b"datetime,open,high,low,close\n1710733500,1,1,1,1\n", mtime=0),
     ],
 )
 def test_a_broken_file_gets_a_reason_and_a_status_never_a_traceback(

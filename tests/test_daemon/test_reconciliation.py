@@ -19,6 +19,8 @@ from daemon.outbox import Outbox
 from daemon.reconciler import Reconciler
 from daemon.reconciliation import Difference, Ledger, Reconciliation, compare
 
+WAIT_S = 20.0
+
 
 @pytest.fixture
 def world() -> Iterator[OrderWorld]:
@@ -224,7 +226,7 @@ async def test_a_market_played_fast_is_compared_by_its_own_time(
     at_rest = len(outcomes)
 
     market_s[0] = 60
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT_S):
         while len(outcomes) == at_rest:  # noqa: ASYNC110 - a list has no event
             await asyncio.sleep(0.001)
     gateway.stop()
@@ -257,7 +259,7 @@ async def test_whoever_waits_for_a_comparison_is_let_go_when_the_gateway_ends() 
     await serving
     await outbox.close()
 
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, WAIT_S)
 
 
 CALL, PUT = "NSE:NIFTY24MAR22000CE", "NSE:NIFTY24MAR22000PE"
@@ -318,7 +320,7 @@ async def test_the_gateways_heartbeat_says_how_long_ago_log_and_broker_agreed() 
     await gateway.ready.wait()
     now_s[0] = 107
     beating = asyncio.create_task(pulse.run())
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT_S):
         while not (beats := await bus.latest("heartbeat")):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.001)
     pulse.stop()

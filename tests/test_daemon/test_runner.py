@@ -22,7 +22,7 @@ from daemon.memory_bus import MemoryBus
 from daemon.runner import DEAD_LETTER_RUNBOOK, Runner
 
 POISON = Decimal(666)
-WAIT_S = 5.0
+WAIT_S = 20.0
 
 
 class CountingActor(Actor[Tick, Bar]):

@@ -14,7 +14,7 @@ import pytest
 from daemon.errors import PartCrashed
 from daemon.supervisor import ActorProcess, Supervisor
 
-WAIT_S = 10.0
+WAIT_S = 20.0
 
 
 class SteadyPart:

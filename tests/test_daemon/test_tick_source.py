@@ -20,7 +20,7 @@ from daemon.errors import PartCrashed
 from daemon.memory_bus import MemoryPublisher
 from daemon.tick_source import MarketEvent, TickSource, until_quiet
 
-WAIT_S = 5.0
+WAIT_S = 20.0
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from daemon.clock import NS_PER_SECOND, SimulatedClock
 from daemon.errors import BrokerUnavailable, LoginNeeded
 
 DAY_S = 86_400
+WAIT_S = 20.0
 
 
 def a_token(name: str, expires_s: int = DAY_S) -> Token:
@@ -100,7 +101,7 @@ async def test_without_the_fields_of_a_login_a_person_is_asked_once_and_waited_f
     keeping = asyncio.create_task(keeper.keep())
     await asyncio.sleep(0.02)
     desk.kept = a_token("of a person", 2 * DAY_S)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT_S):
         while True:
             with suppress(LoginNeeded):
                 token = keeper.access_token()
@@ -132,11 +133,11 @@ async def test_a_login_without_an_answer_is_tried_again() -> None:
     keeper = desk.keeper()
     keeping = asyncio.create_task(keeper.keep())
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT_S):
         while desk.logins < 5:  # noqa: ASYNC110 - a count has no event
             await asyncio.sleep(0.001)
     desk.problem = None
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(WAIT_S):
         while not keeper.logins:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     keeping.cancel()

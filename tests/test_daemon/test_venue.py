@@ -13,6 +13,8 @@ from daemon.errors import BusError
 from daemon.socket_feed import SocketFeed
 from daemon.venue import Listener
 
+WAIT_S = 20.0
+
 
 async def for_ever() -> None:
     await asyncio.Event().wait()
@@ -29,7 +31,7 @@ async def test_a_listener_ends_when_it_is_stopped() -> None:
 
     listener.stop()
 
-    await asyncio.wait_for(running, 1)
+    await asyncio.wait_for(running, WAIT_S)
 
 
 async def test_a_listener_whose_work_fails_fails() -> None:
@@ -77,7 +79,7 @@ async def test_a_feed_tells_the_time_between_its_ticks() -> None:
     feed = SocketFeed(for_ever, clock, refuse_alert)  # type: ignore[arg-type]  # it has no ticks
     telling = asyncio.create_task(feed.tell_time(clock))
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WAIT_S):
         events = feed.events()
         told = [await anext(events) for _ in range(2)]
     telling.cancel()
@@ -104,7 +106,7 @@ async def test_an_alert_is_told_again_until_the_bus_has_it(monkeypatch: pytest.M
     )
     teller.tell(alert)
     telling = asyncio.create_task(teller.keep_telling())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(WAIT_S):
         while not told:  # noqa: ASYNC110 - a list has no event
             await asyncio.sleep(0.001)
     telling.cancel()
