@@ -20,6 +20,7 @@ class UnreliableBus(MemoryBus):
     def __init__(self) -> None:
         super().__init__()
         self.is_lost = False
+        self.refusals = 0  # calls that met the loss
         self.commit_faults: deque[Fault] = deque()
         self.publish_faults: deque[Fault] = deque()
         self.consumers_opened = 0
@@ -77,6 +78,7 @@ class UnreliableBus(MemoryBus):
 
     def check(self) -> None:
         if self.is_lost:
+            self.refusals += 1
             raise BusError("the server is gone")
 
     def _fault(self, faults: deque[Fault]) -> Fault | None:

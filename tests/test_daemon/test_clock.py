@@ -85,7 +85,7 @@ async def test_a_cancelled_sleeper_holds_nobody_up() -> None:
     await asyncio.sleep(0)
     cancelled.cancel()
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await clock.sleep(2)
 
     assert clock.now_ns() == 2 * SECOND

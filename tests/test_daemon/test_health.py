@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from daemon.errors import BusError
 from daemon.health import ServiceManager
+
+WAIT_S = 20.0
 
 
 @pytest.fixture
@@ -40,20 +43,28 @@ def heard(ear: socket.socket) -> list[str]:
     return words
 
 
-async def keep_alive_for(
-    manager: ServiceManager, seconds: float, *answers: bool | Exception
-) -> None:
-    """Feed the watchdog while the answers last, the last of them for ever."""
+async def keep_alive_for(manager: ServiceManager, *answers: bool | Exception) -> float:
+    """Let the watchdog be fed for so many answers; return the time from the first to the last."""
     remaining = list(answers)
+    asked_s: list[float] = []
+    is_over = asyncio.Event()
 
     async def is_healthy() -> bool:
-        answer = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        if not remaining:
+            is_over.set()
+            await asyncio.Event().wait()
+        asked_s.append(time.monotonic())
+        answer = remaining.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    with suppress(TimeoutError):
-        await asyncio.wait_for(manager.keep_alive(is_healthy), seconds)
+    feeding = asyncio.create_task(manager.keep_alive(is_healthy))
+    async with asyncio.timeout(WAIT_S):
+        await is_over.wait()
+    feeding.cancel()
+    await asyncio.wait({feeding})
+    return asked_s[-1] - asked_s[0]
 
 
 def test_a_session_that_stands_is_ready_under_its_name(
@@ -71,19 +82,27 @@ def test_stopping_is_said(manager: ServiceManager, ear: socket.socket) -> None:
 
 
 async def test_the_watchdog_is_fed_three_times_in_its_time(
-    manager: ServiceManager, ear: socket.socket
+    manager: ServiceManager, ear: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await keep_alive_for(manager, 0.1, True)
+    waits_s: list[float] = []
+    sleep = asyncio.sleep
 
-    words = heard(ear)
-    assert set(words) == {"WATCHDOG=1"}
-    assert 3 <= len(words) <= 11
+    async def noted(seconds: float) -> None:
+        waits_s.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr("daemon.health.asyncio.sleep", noted)
+    took_s = await keep_alive_for(manager, True, True, True, True)
+
+    assert heard(ear) == ["WATCHDOG=1"] * 4
+    assert waits_s == [pytest.approx(0.01)] * 4
+    assert took_s >= 0.03
 
 
 async def test_the_watchdog_of_an_unhealthy_session_is_not_fed(
     manager: ServiceManager, ear: socket.socket
 ) -> None:
-    await keep_alive_for(manager, 0.05, True, False)
+    await keep_alive_for(manager, True, False, False)
 
     assert heard(ear) == ["WATCHDOG=1"]
 
@@ -91,9 +110,9 @@ async def test_the_watchdog_of_an_unhealthy_session_is_not_fed(
 async def test_a_session_that_recovers_is_fed_again(
     manager: ServiceManager, ear: socket.socket
 ) -> None:
-    await keep_alive_for(manager, 0.1, False, True)
+    await keep_alive_for(manager, False, True)
 
-    assert heard(ear)
+    assert heard(ear) == ["WATCHDOG=1"]
 
 
 async def test_a_service_manager_that_does_not_listen_holds_nothing_up(
@@ -103,7 +122,7 @@ async def test_a_service_manager_that_does_not_listen_holds_nothing_up(
     for _ in range(1000):  # more than any queue of such a socket holds
         manager.stopping()
 
-    await asyncio.wait_for(keep_alive_for(manager, 0.05, True), 5.0)
+    await keep_alive_for(manager, True, True)
 
     assert heard(ear)[:2] == ["READY=1", "STATUS=session"]
 
@@ -111,9 +130,9 @@ async def test_a_service_manager_that_does_not_listen_holds_nothing_up(
 async def test_a_lost_message_server_is_not_held_against_the_session(
     manager: ServiceManager, ear: socket.socket
 ) -> None:
-    await keep_alive_for(manager, 0.05, BusError("gone"))
+    await keep_alive_for(manager, BusError("gone"))
 
-    assert heard(ear)
+    assert heard(ear) == ["WATCHDOG=1"]
 
 
 async def test_without_a_service_manager_nothing_is_sent_and_nothing_waits(
@@ -126,5 +145,6 @@ async def test_without_a_service_manager_nothing_is_sent_and_nothing_waits(
         raise AssertionError("nobody asks")
 
     manager.ready("session")
-    await asyncio.wait_for(manager.keep_alive(is_healthy), 1.0)
+    async with asyncio.timeout(WAIT_S):
+        await manager.keep_alive(is_healthy)
     manager._watchdog._socket.close()

@@ -20,7 +20,7 @@ from daemon.errors import BusError, ConfigError
 from daemon.housekeeping import Housekeeping
 from daemon.kill_switch import KillSwitchLatch
 
-WAIT_S = 5.0
+WAIT_S = 20.0
 
 
 class Server:

@@ -33,7 +33,7 @@ from daemon.journal import (
     read_seal,
 )
 
-WAIT_S = 10.0
+WAIT_S = 20.0
 
 
 def an_entry(number: int, message: AnyMessage | None = None) -> RecordedEntry:

@@ -19,7 +19,7 @@ from daemon.news_feed import NewsFeed
 from daemon.settings import NewsSettings
 
 NOW_NS = 1_764_140_400_000_000_000  # 2025-11-26 12:30 IST
-WAIT_S = 10.0
+WAIT_S = 20.0
 RULES = (
     {"words": ["repo rate", "RBI"], "impact": 0.9},
     {"words": ["bank"], "impact": 0.4, "instruments": ["Bank_Nifty"]},
@@ -167,7 +167,7 @@ async def test_what_is_no_feed_publishes_nothing_and_is_tried_again(
         return web.Response(body=rss(an_entry("RBI"))) if is_well else await answer(request)
 
     async with feed_of(later_well, bus, timeout_seconds=0.5, max_bytes=2_048) as feed:
-        await until(lambda: feed.failures == 1)
+        await until(lambda: feed.failures >= 1)
         assert await updates(bus) == []
         is_well = True
         await until(lambda: feed.readings == 1)

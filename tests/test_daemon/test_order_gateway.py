@@ -26,6 +26,8 @@ from daemon.memory_bus import MemoryBus
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
 
+WAIT_S = 20.0
+
 
 class SettableLatch:
     """The latch as the gateway reads it."""
@@ -149,7 +151,7 @@ class House:
             yield gateway
         finally:
             gateway.stop()
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, WAIT_S)
 
     async def send(self, *messages: AnyMessage) -> None:
         self._orders = self._orders or await self.bus.publisher("execution", ["order"])
@@ -172,8 +174,8 @@ class House:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until the condition holds, five seconds at most."""
-    async with asyncio.timeout(5):
+    """Wait until the condition holds."""
+    async with asyncio.timeout(WAIT_S):
         while not await condition():  # noqa: ASYNC110 - no event tells when several parts are so
             await asyncio.sleep(0.005)
 
@@ -236,7 +238,7 @@ async def test_a_simulated_broker_fills_an_order_from_the_bus(tmp_path: Path) ->
 
 async def test_an_order_is_acknowledged_once_the_broker_has_answered(house: House) -> None:
     answer = asyncio.Event()
-    house.settings["request_timeout_s"] = 5
+    house.settings["request_timeout_s"] = WAIT_S
     house.broker.on_place = lambda order: answer.wait()
 
     async with house.running() as gateway:
@@ -378,20 +380,19 @@ async def test_a_question_is_asked_until_it_is_answered_and_other_orders_go_on(
     house: House,
 ) -> None:
     house.broker.on_place = arrives_without_an_answer(house)
-    house.broker.on_find = [BrokerUnavailable("still down")] * 3
+    house.broker.on_find = [BrokerUnavailable("still down")] * 1000
 
     async with house.running() as gateway:
         await house.send(an_order())
-        await until_true(lambda: bool(house.broker.asked))
+        await until_true(lambda: len(house.broker.asked) >= 2)
         house.broker.on_place = house.broker.take
         other = an_order(client_order_id="order2", instrument="Bank_Nifty", quantity=35)
         await house.send(other)
         await until_true(lambda: "order2" in house.broker.placed)
-        asked_by_then = len(house.broker.asked)
+        house.broker.on_find = []
         await house.settle(gateway)
 
-    assert asked_by_then < 4
-    assert house.broker.asked == ["order1"] * 4
+    assert set(house.broker.asked) == {"order1"}
     assert house.broker.placed == ["order1", "order2"]
     assert await house.statuses() == ["unknown", "accepted"]
 
@@ -614,7 +615,7 @@ async def test_it_can_be_stopped_while_the_broker_is_away(house: House) -> None:
     house.broker.on_find = [BrokerUnavailable("down")] * 1000
 
     async with house.running() as gateway:
-        await asyncio.sleep(0.1)
+        await until_true(lambda: bool(house.broker.asked))
 
     assert not gateway.ready.is_set()
 
@@ -735,7 +736,7 @@ def exit_code_of(folder: Path, point: str) -> int | None:
     context = multiprocessing.get_context("fork")
     process = context.Process(target=gateway_child.run, args=(folder, point))
     process.start()
-    process.join(20)
+    process.join(60)
     return process.exitcode
 
 

@@ -5,7 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -172,14 +171,12 @@ async def test_an_outbox_of_another_version_is_refused(tmp_path: Path) -> None:
 
 async def test_a_slow_disk_does_not_hold_the_event_loop_up(outbox: Outbox) -> None:
     release = threading.Event()
-    slow = asyncio.ensure_future(outbox._run(lambda: release.wait(5)))
-    began_s = time.perf_counter()
+    slow = asyncio.ensure_future(outbox._run(lambda: release.wait(20)))
 
     await asyncio.sleep(0.01)
 
-    assert time.perf_counter() - began_s < 1
     release.set()
-    await slow
+    assert await slow  # else the loop has turned only when the disk gave up
 
 
 async def test_calls_made_together_are_done_one_after_the_other(outbox: Outbox) -> None:

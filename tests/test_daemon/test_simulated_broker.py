@@ -330,7 +330,7 @@ async def test_reports_wait_for_the_next_one() -> None:
 
     await broker.place(an_order())
 
-    assert (await asyncio.wait_for(reader, 1)).status == "accepted"
+    assert (await asyncio.wait_for(reader, 20)).status == "accepted"
 
 
 async def test_the_same_ticks_and_orders_give_the_same_reports() -> None:

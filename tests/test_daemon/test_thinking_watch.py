@@ -19,24 +19,40 @@ from daemon.bus import Entry, Envelope
 from daemon.supervisor import ActorProcess, Supervisor
 from daemon.thinking_watch import ThinkingWatch
 
-LIMIT_S = 0.1
+LIMIT_S = 0.01  # it is looked every millisecond whether a time of the test's own is over
 WAIT_S = 20.0
 
 
 class World:
-    """A watch on a bus that the test fills, and a clock that the test may stop."""
+    """A watch on a bus that the test fills, and a clock that the test moves."""
 
-    def __init__(self, *, silent_after_s: float = 60.0, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, *, silent_after_s: float = 600 * LIMIT_S) -> None:
         self.bus = UnreliableBus()
         self.reasons: list[str] = []
-        self.sleep_s = 0.0
+        self.now_s = 100.0
+        self._looks = 0
         self.watch = ThinkingWatch(
             self.bus,
-            limit_s=limit_s,
+            limit_s=LIMIT_S,
             silent_after_s=silent_after_s,
             end=self.reasons.append,
-            monotonic_s=lambda: time.monotonic() + self.sleep_s,
+            monotonic_s=self._look,
         )
+
+    def _look(self) -> float:
+        self._looks += 1
+        return self.now_s
+
+    async def pass_time(self, limits: float) -> None:
+        """Let so many times the limit pass, a tenth at a time, with a look at each."""
+        for _ in range(round(10 * limits)):
+            await self.leap(0.1)
+
+    async def leap(self, limits: float) -> None:
+        """Let time pass without a look in between."""
+        self.now_s += limits * LIMIT_S
+        seen = self._looks
+        await until(lambda: self._looks >= seen + 2)  # the first of them has come to its end
 
     def see(self, *messages: AnyMessage) -> None:
         """Let messages pass by the watch."""
@@ -82,23 +98,25 @@ def is_alive(pid: int) -> bool:
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not is_so():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.0005)
 
 
 async def test_a_context_without_a_decision_ends_the_process_soon_after_its_time() -> None:
     world = World()
     world.see(beat())
-    began_s = time.monotonic()
 
     async with world.watching():
         world.see(context())
-        await until(lambda: world.reasons)
-        took_s = time.monotonic() - began_s
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(0.9)
+        in_time = list(world.reasons)
+        await world.pass_time(0.3)
+        soon_after = list(world.reasons)
+        await world.pass_time(2)
 
-    assert LIMIT_S < took_s < LIMIT_S + 0.5  # a tenth of the limit, and a slow machine
-    [reason] = world.reasons  # once
+    assert in_time == []
+    [reason] = soon_after
     assert reason.startswith(f"it gave no answer to Nifty@{context().time_ns} for ")
+    assert world.reasons == soon_after  # once
 
 
 async def test_decisions_in_time_and_holds_of_others_keep_the_process() -> None:
@@ -108,7 +126,7 @@ async def test_decisions_in_time_and_holds_of_others_keep_the_process() -> None:
     async with world.watching():
         for number in range(12):
             world.see(context(number))
-            await asyncio.sleep(LIMIT_S / 3)
+            await world.pass_time(0.3)
             world.see(answer(number))
 
     assert world.reasons == []
@@ -120,7 +138,7 @@ async def test_what_waits_behind_others_counts_from_the_last_answer() -> None:
 
     async with world.watching():
         for number in range(6):
-            await asyncio.sleep(LIMIT_S / 2)
+            await world.pass_time(0.5)
             world.see(answer(number))
 
     assert world.reasons == []
@@ -131,7 +149,7 @@ async def test_nothing_is_owed_before_the_first_heartbeat() -> None:
 
     async with world.watching():
         world.see(context())
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(2)
 
     assert world.reasons == []
 
@@ -142,12 +160,14 @@ async def test_after_an_end_nothing_is_held_against_the_successor_before_it_is_r
 
     async with world.watching():
         world.see(context(0))
-        await until(lambda: world.reasons)
+        await world.pass_time(2)
+        assert len(world.reasons) == 1
         world.see(context(1))
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(2)
         assert len(world.reasons) == 1
         world.see(beat(), context(2))
-        await until(lambda: len(world.reasons) == 2)
+        await world.pass_time(2)
+        assert len(world.reasons) == 2
 
     assert str(context(2).time_ns) in world.reasons[1]
 
@@ -159,20 +179,20 @@ async def test_a_decision_that_lies_on_the_bus_already_is_an_answer() -> None:
 
     async with world.watching():
         world.see(context())
-        await asyncio.sleep(3 * LIMIT_S)
+        await world.pass_time(3)
 
     assert world.reasons == []
 
 
 async def test_what_the_watch_itself_slept_through_is_held_against_nobody() -> None:
-    world = World(limit_s=1.0, silent_after_s=30.0)
+    world = World()
     world.see(beat())
 
     async with world.watching():
         world.see(context())
-        await asyncio.sleep(0.05)
-        world.sleep_s = 3600.0
-        await asyncio.sleep(0.5)
+        await world.pass_time(0.2)
+        await world.leap(3600)
+        await world.pass_time(0.5)
 
     assert world.reasons == []
 
@@ -184,9 +204,9 @@ async def test_without_the_bus_nobody_can_answer() -> None:
 
     async with world.watching():
         world.see(context())
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(2)
         world.bus.is_lost = False
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(2)
 
     assert world.reasons == []
 
@@ -199,28 +219,28 @@ async def test_a_message_that_it_could_not_handle_is_not_owed() -> None:
     world.see(beat(), context(), failure)
 
     async with world.watching():
-        await asyncio.sleep(2 * LIMIT_S)
+        await world.pass_time(2)
 
     assert world.reasons == []
 
 
 async def test_silence_ends_a_process_also_when_it_owes_nothing() -> None:
-    world = World(silent_after_s=0.2)
+    world = World(silent_after_s=2 * LIMIT_S)
     world.see(beat())
 
     async with world.watching():
-        await until(lambda: world.reasons)
+        await world.pass_time(2.5)
 
     assert world.reasons == ["no sign of life for 0 s"]
 
 
 async def test_a_heartbeat_that_has_not_passed_by_yet_is_heard_on_the_bus() -> None:
-    world = World(silent_after_s=0.2)
+    world = World(silent_after_s=2 * LIMIT_S)
     world.see(beat())
 
     async with world.watching():
         for _ in range(5):
-            await asyncio.sleep(0.1)
+            await world.pass_time(1)
             await world.publish(beat())
 
     assert world.reasons == []

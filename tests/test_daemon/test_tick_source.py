@@ -3,7 +3,6 @@
 # ruff: noqa: ASYNC110 - what is waited for is a state, which has no event
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -297,9 +296,7 @@ async def test_stopping_does_not_wait_for_the_next_event(bus: UnreliableBus) -> 
     source = TickSource(for_ever(), bus)
     async with running(source):
         await until(lambda: source.published == 1)
-        began = time.monotonic()
 
-    assert time.monotonic() - began < 1.0
     assert not source.finished.is_set()
 
 
@@ -307,7 +304,7 @@ async def test_stopping_works_while_the_bus_is_away(bus: UnreliableBus) -> None:
     bus.is_lost = True
 
     async with running(TickSource(events(3), bus)):
-        await asyncio.sleep(0.02)
+        await until(lambda: bus.refusals >= 1)
 
     assert published(bus) == []
 

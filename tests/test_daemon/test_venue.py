@@ -40,16 +40,18 @@ async def test_a_listener_whose_work_fails_fails() -> None:
 
 
 async def test_a_cancelled_listener_leaves_no_work_behind() -> None:
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
+        begun.set()
         try:
             await for_ever()
         finally:
             ended.set()
 
     running = asyncio.create_task(Listener("listener", work).run())
-    await asyncio.sleep(0.001)
+    async with asyncio.timeout(WAIT_S):
+        await begun.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
