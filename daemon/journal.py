@@ -29,6 +29,7 @@ _LENGTH_BYTES = 4
 _HEAD_BYTES = 8
 _FIRST_LINK = hashlib.sha256(b"hrm-trading-daemon session 1").digest()[:_LINK_BYTES]
 _POLL_S = 0.5
+_HANDLED_AT_ONCE = 64  # what the loop is busy with before others have their turn
 _CATCH_UP_S = 15.0
 
 
@@ -289,7 +290,7 @@ class Journal:
         """Copy what the actors have handled since the last time."""
         for group in self._groups:
             after = self._writer.last_ids.get(f"handled:{group}", "0-0")
-            while commits := await self._bus.handled(group, after):
+            while commits := await self._bus.handled(group, after, _HANDLED_AT_ONCE):
                 for commit in commits:
                     self._writer.append(_handling(group, commit))
                 after = commits[-1].id
