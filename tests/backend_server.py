@@ -36,7 +36,7 @@ CREDENTIALS = {
     "pin": "planted-pin",
     "totp_secret": "PLANTEDTOTPSECRET",
 }
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class KnownAccounts:
@@ -94,7 +94,7 @@ class Site:
 
     def client(self, user: Identity | None = USER) -> httpx.Client:
         cookies = {COOKIE: self.cookie(user)} if user else {}
-        return httpx.Client(base_url=self.url, cookies=cookies, timeout=20.0)
+        return httpx.Client(base_url=self.url, cookies=cookies, timeout=PATIENCE_S)
 
     def socket(self, path: str, user: Identity | None = USER, **headers: str) -> ClientConnection:
         if user:
@@ -119,7 +119,7 @@ def a_site(state: Path, **more: Any) -> Iterator[Site]:
         yield Site(backend, accounts, listening.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(20.0)
+        thread.join(PATIENCE_S)
         listening.close()
 
 

@@ -24,9 +24,10 @@ from daemon.clock import NS_PER_SECOND, SystemClock
 from daemon.settings import load_sessions
 
 SBIN = "NSE:SBIN-EQ"
-QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
+WAIT_S = 30.0
+QUICK = CallTimes(answer_s=WAIT_S, budget_s=WAIT_S, tries=3, first_delay_s=0.01)
 SOCKET = SocketTimes(
-    connect_s=0.3, ping_s=0.05, silence_s=0.3, first_delay_s=0.01, longest_delay_s=0.05
+    connect_s=1.0, ping_s=0.4, silence_s=1.0, first_delay_s=0.01, longest_delay_s=0.05
 )
 AMPLE = CallBudget(per_second=500, per_minute=5000)
 
@@ -91,7 +92,7 @@ class Account:
         await self.until(lambda: self.socket.state == "live")
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while not holds():  # noqa: ASYNC110 - two programs have no event in common
                 await asyncio.sleep(0.01)
 

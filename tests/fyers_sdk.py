@@ -12,7 +12,7 @@ from daemon.brokers.fyers_simulator import FyersSimulator
 
 Event = dict[str, Any]
 CHILD = Path(__file__).with_name("fyers_sdk_child.py")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Sdk:

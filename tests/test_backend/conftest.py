@@ -17,10 +17,13 @@ def alone(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def trading_site(tiny_models: Path) -> Iterator[Site]:
-    """Serve a backend beside a daemon that plays candles at a bar per second."""
+    """Serve a backend beside a daemon that plays a bar in one and a half seconds.
+
+    Its candles last for nine minutes, longer than all tests of one process that use it.
+    """
     with (
         a_sandbox() as sandbox,
-        a_daemon(sandbox, tiny_models) as state,
+        a_daemon(sandbox, tiny_models, speed=40.0) as state,
         a_site(state) as site,
     ):
         yield site

@@ -78,7 +78,7 @@ async def a_slow_client(backend: Backend, port: int) -> AsyncIterator[ClientConn
 
 async def test_a_client_that_pauses_finds_every_trade_and_the_newest_tick(tmp_path: Path) -> None:
     async with (
-        served(tmp_path) as (backend, _, port),
+        served(tmp_path, stuck_seconds="60") as (backend, _, port),
         a_slow_client(backend, port) as client,
     ):
         await until(lambda: len(backend.hub) == 1)

@@ -33,7 +33,7 @@ class HeardSocket:
         self.frames.append(json.loads(data))
 
     async def until(self, kind: str) -> dict[str, Any]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 for frame in self.frames:
                     if frame["type"] == kind:

@@ -303,7 +303,7 @@ class Daemon:
             await self._handle(TimeEvent(now_ns=now_ns, wall_ns=now_ns))
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110 - two programs have no event in common
                 await asyncio.sleep(0.01)
 

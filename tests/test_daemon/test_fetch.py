@@ -26,7 +26,7 @@ from daemon.settings import load_instruments
 SBIN = "NSE:SBIN-EQ"
 FIRST = datetime(2026, 7, 1, tzinfo=IST)
 LAST = datetime(2026, 11, 24, tzinfo=IST)  # the day before the simulation begins
-QUICK = CallTimes(answer_s=5.0, tries=2, first_delay_s=0.01)
+QUICK = CallTimes(answer_s=30.0, tries=2, first_delay_s=0.01)
 
 
 class Downloads:

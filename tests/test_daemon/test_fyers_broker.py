@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from fyers_account import AMPLE, SBIN, Account, a_resting_order, an_order
+from fyers_account import AMPLE, SBIN, WAIT_S, Account, a_resting_order, an_order
 from order_world import OpenLatch
 
 from actors.messages import ExecutionReport, PlaceOrder
@@ -37,7 +37,7 @@ async def account(tmp_path: Path) -> AsyncIterator[Account]:
                 await account.listening()
                 yield account
                 await account.broker.close()
-                await asyncio.wait_for(running, 5)
+                await asyncio.wait_for(running, WAIT_S)
                 collecting.cancel()
 
 
@@ -174,7 +174,7 @@ async def test_a_position_without_its_trade_makes_the_books_be_read(account: Acc
 async def test_events_lost_with_a_connection_are_found_after_the_next(
     account: Account, fault: FaultKind
 ) -> None:
-    account.simulator.faults.inject(fault, seconds=1.0 if "slow" in fault else 1e6)
+    account.simulator.faults.inject(fault, seconds=3.0 if "slow" in fault else 1e6)
     before = account.socket.connections
     if fault in ("order_slow_handshake", "order_refused"):
         account.simulator.order_socket.drop_all()
@@ -327,11 +327,11 @@ async def test_through_the_gateway_an_unanswered_order_is_one_order_at_the_broke
         found = [entry.envelope.message for entry in await bus.entries("report")]
         return [one.status for one in found if isinstance(one, ExecutionReport)]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while "filled" not in await reported():  # noqa: ASYNC110 - as in `until`
             await asyncio.sleep(0.02)
     gateway.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, WAIT_S)
     ledger = await outbox.ledger()
     await outbox.close()
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from decimal import Decimal
 from random import Random
 from typing import Any
@@ -20,10 +21,14 @@ from daemon.errors import BrokerRejected, ConfigError, LoginNeeded, TooManyCalls
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
 TOPICS = {"sf|nse_cm|3045": SBIN, "if|nse_cm|Nifty 50": NIFTY}
-QUICK = SocketTimes(
-    connect_s=0.3, ping_s=0.05, silence_s=0.2, first_delay_s=0.01, longest_delay_s=0.05
+# Only what a test is about may end a connection, and not a machine that is busy for a moment.
+CALM = SocketTimes(
+    connect_s=30.0, ping_s=30.0, silence_s=30.0, first_delay_s=0.01, longest_delay_s=0.05
 )
-PATIENCE_S = 15.0
+QUICK = SocketTimes(
+    connect_s=0.5, ping_s=0.2, silence_s=0.5, first_delay_s=0.01, longest_delay_s=0.05
+)
+PATIENCE_S = 30.0
 
 
 class Feed:
@@ -41,6 +46,7 @@ class Feed:
         *,
         is_open: Callable[[int], bool] = lambda _: True,
         topics: Mapping[str, str] = TOPICS,
+        times: SocketTimes = CALM,
     ) -> DataSocket:
         async def session_key() -> str:
             self.keys += 1
@@ -59,7 +65,7 @@ class Feed:
             is_open=is_open,
             clock=SystemClock(),
             random=Random(1),
-            times=QUICK,
+            times=times,
             on_alert=self.alerts.append,
         )
 
@@ -134,7 +140,7 @@ async def test_ticks_flow_again_over_a_new_connection(
     feed: Feed, fault: FaultKind, more: dict[str, Any]
 ) -> None:
     feed.simulator.faults.inject(fault, **more)
-    socket = feed.socket()
+    socket = feed.socket(times=QUICK)
 
     def is_back(ticks: list[Tick]) -> bool:
         return feed.keys >= 2 and several_of_both(ticks[-20:])
@@ -164,21 +170,21 @@ async def test_a_lost_snapshot_costs_the_connection_since_nothing_after_it_can_b
     feed: Feed,
 ) -> None:
     feed.simulator.faults.inject("data_drop")  # the first frame: the snapshots of all
-    socket = feed.socket()
+    socket = feed.socket(times=QUICK)
 
     await feed.read(socket, several_of_both)
 
-    assert socket.connections == 2
+    assert socket.connections >= 2
     assert socket.problem
     assert feed.alerts == []
 
 
 async def test_one_lost_snapshot_of_several_costs_the_connection(feed: Feed) -> None:
-    socket = feed.socket(topics=TOPICS | {"sf|nse_cm|99999": "NSE:NOBODY-EQ"})
+    socket = feed.socket(topics=TOPICS | {"sf|nse_cm|99999": "NSE:NOBODY-EQ"}, times=QUICK)
     feed.simulator.faults.inject("data_unknown_topic", after=60)  # no snapshot comes of NOBODY
 
     def left(_: list[Tick]) -> bool:
-        return socket.connections == 2
+        return socket.connections >= 2
 
     await feed.read(socket, left)
 
@@ -186,12 +192,13 @@ async def test_one_lost_snapshot_of_several_costs_the_connection(feed: Feed) -> 
 
 
 async def test_a_closed_market_may_be_silent(feed: Feed) -> None:
-    socket = feed.socket(is_open=lambda _: False)
+    times = replace(CALM, ping_s=0.1, silence_s=0.2)
+    socket = feed.socket(is_open=lambda _: False, times=times)
     async with aclosing(socket.ticks()) as stream:
         await anext(stream)
         waiting = asyncio.ensure_future(anext(stream))
         for _ in range(3):
-            await asyncio.wait({waiting}, timeout=2 * QUICK.silence_s)
+            await asyncio.wait({waiting}, timeout=2 * times.silence_s)
             if waiting.done():  # the rest of the snapshots
                 waiting = asyncio.ensure_future(anext(stream))
         waiting.cancel()

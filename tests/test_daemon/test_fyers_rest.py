@@ -39,7 +39,7 @@ from daemon.errors import (
 )
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
-QUICK = CallTimes(answer_s=0.5, budget_s=2.0, tries=3, first_delay_s=0.01)
+QUICK = CallTimes(answer_s=30.0, budget_s=30.0, tries=3, first_delay_s=0.01)
 ORDER = {
     "symbol": SBIN, "qty": 10, "type": 2, "side": 1, "productType": "INTRADAY", "limitPrice": 0,
     "stopPrice": 0, "validity": "DAY", "disclosedQty": 0, "offlineOrder": False,

@@ -263,7 +263,7 @@ async def test_an_order_rejected_by_the_risk_desk_stays_in_the_book(caller: Call
 
 
 async def test_a_reply_can_be_slow_and_a_request_hang(caller: Caller) -> None:
-    caller.simulator.faults.inject("slow_reply", seconds=0.3, path="/profile")
+    caller.simulator.faults.inject("slow_reply", seconds=30, path="/profile")
     caller.simulator.faults.inject("unanswered", seconds=30, path="POST /api/v3/orders")
 
     with pytest.raises(TimeoutError):

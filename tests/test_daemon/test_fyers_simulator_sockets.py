@@ -25,6 +25,7 @@ from daemon.brokers.fyers_simulator.orders import Refusal
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
 SCRIP, INDEX, DEPTH = "sf|nse_cm|3045", "if|nse_cm|Nifty 50", "dp|nse_cm|3045"
 CHANNEL = 11
+WAIT_S = 20.0
 
 
 class Feed:
@@ -56,7 +57,7 @@ class Feed:
         return await self.next()
 
     async def next(self) -> bytes:
-        message = await self.socket.receive(timeout=5)
+        message = await self.socket.receive(timeout=WAIT_S)
         assert message.type is aiohttp.WSMsgType.BINARY, message
         return bytes(message.data)
 
@@ -105,7 +106,7 @@ async def test_a_wrong_key_is_refused_and_the_connection_closed(
         reply = await Feed(socket).authenticate(token)
 
         assert reply[7:8] == b"N"
-        assert (await socket.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(timeout=WAIT_S)).type is aiohttp.WSMsgType.CLOSE
 
 
 async def test_a_ping_may_come_first_and_lengths_do_not_matter(
@@ -233,7 +234,7 @@ async def test_a_half_open_connection_is_dead_and_still_counts_as_open(
     async with session.ws_connect(simulator.urls.data_socket) as second:
         assert (await Feed(second).authenticate(simulator.token()))[7:8] == b"N"
     await simulator.advance(30)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while simulator.data_socket.connections:  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
     async with session.ws_connect(simulator.urls.data_socket) as third:
@@ -247,7 +248,7 @@ async def test_a_connection_can_be_cut_in_the_middle_of_a_frame(
 
     await simulator.advance(1)
 
-    message = await feed.socket.receive(timeout=5)
+    message = await feed.socket.receive(timeout=WAIT_S)
     assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
 
 
@@ -275,7 +276,7 @@ async def test_an_upgrade_can_be_refused_and_an_authentication_followed_by_a_clo
     simulator.faults.inject("data_close_after_auth")
     async with session.ws_connect(simulator.urls.data_socket) as socket:
         assert (await Feed(socket).authenticate(simulator.token()))[7:8] == b"K"
-        assert (await socket.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(timeout=WAIT_S)).type is aiohttp.WSMsgType.CLOSE
 
 
 async def test_at_six_in_the_morning_tokens_die_and_sockets_close(
@@ -287,7 +288,7 @@ async def test_at_six_in_the_morning_tokens_die_and_sockets_close(
 
     with pytest.raises(Exception, match="expired"):
         simulator.desk.check(token)
-    while (message := await feed.socket.receive(timeout=5)).type is aiohttp.WSMsgType.BINARY:
+    while (message := await feed.socket.receive(timeout=WAIT_S)).type is aiohttp.WSMsgType.BINARY:
         pass
     assert message.type is aiohttp.WSMsgType.CLOSE
     simulator.desk.check(simulator.token())
@@ -298,7 +299,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody(
 ) -> None:
     await feed.subscribe(*list(simulator.market.master.by_topic)[:200])
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await simulator.advance(60)
         async with session.get(f"{simulator.urls.public}/NSE_CM.csv") as response:
             assert response.status == 200
@@ -325,7 +326,7 @@ async def events(
     async with session.ws_connect(simulator.urls.order_socket, headers=headers) as socket:
         asked = {"T": "SUB_ORD", "SLIST": ["orders", "trades", "positions"], "SUB_T": 1}
         await socket.send_str(json.dumps(asked))
-        assert (await socket.receive_json(timeout=5))["code"] == 1605
+        assert (await socket.receive_json(timeout=WAIT_S))["code"] == 1605
         yield socket
 
 
@@ -333,7 +334,7 @@ async def heard(socket: aiohttp.ClientWebSocketResponse) -> list[str]:
     """Return the kinds of the events that have arrived; orders with their status."""
     await socket.send_str("ping")
     kinds: list[str] = []
-    while (text := await socket.receive_str(timeout=5)) != "pong":
+    while (text := await socket.receive_str(timeout=WAIT_S)) != "pong":
         event = json.loads(text)
         kind = next(key for key in event if key != "s")
         kinds.append(f"order {event[kind]['org_ord_status']}" if kind == "orders" else kind[:-1])

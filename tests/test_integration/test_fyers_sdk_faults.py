@@ -51,8 +51,8 @@ def an_order(tag: str) -> dict[str, Any]:
 async def test_after_a_slow_handshake_the_sdk_is_connected_and_deaf(
     simulator: FyersSimulator, sdk: Sdk
 ) -> None:
-    simulator.faults.inject("data_slow_handshake", seconds=4.0)
-    simulator.faults.inject("order_slow_handshake", seconds=4.0)
+    simulator.faults.inject("data_slow_handshake", seconds=8.0)
+    simulator.faults.inject("order_slow_handshake", seconds=8.0)
     await sdk.make("data", access_token=sdk.app_and_token, log_path=".")
     await sdk.make("order", access_token=sdk.app_and_token, log_path=".")
 

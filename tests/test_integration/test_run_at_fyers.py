@@ -1,21 +1,50 @@
 """`hrm-trader run --broker ...`: at a simulated broker in another process, and what is refused."""
 
+import asyncio
+import json
 import signal
-import socket
 
 import pytest
-from command_line import Sandbox, wait_until
+from command_line import PREFIX, Outcome, Sandbox, wait_until
+
+from actors.messages import Tick
+from daemon.errors import BusError
+from daemon.redis_bus import RedisBus
 
 pytestmark = pytest.mark.integration
 
-SECONDS = 2
+HISTORY_BARS = 2 * 400  # feed.warm_up_bars of two instruments
+
+
+async def ticks_of(sandbox: Sandbox) -> int:
+    """Return how many ticks the session has had; bars of the past travel in their stream too."""
+    bus = RedisBus(f"unix://{sandbox.state}/redis/r.sock", PREFIX)
+    try:
+        entries = await bus.entries(Tick.stream)
+    except BusError:
+        return 0
+    finally:
+        await bus.close()
+    return sum(isinstance(entry.envelope.message, Tick) for entry in entries)
+
+
+def stopped_after(sandbox: Sandbox, arguments: list[str], ticks: int) -> Outcome:
+    """Run until the session has all bars of history and so many ticks, and stop."""
+    running = sandbox.start(*arguments)
+    sandbox.wait_for("bar", HISTORY_BARS, running)
+    wait_until(
+        lambda: asyncio.run(ticks_of(sandbox)) >= ticks,
+        f"{ticks} ticks",
+        lambda: running.process.poll() is None,
+    )
+    running.signal(signal.SIGTERM)
+    return running.wait()
 
 
 def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbox) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    broker = sandbox.start("simulate-broker", "--json", "--port", address.rpartition(":")[2])
+    broker = sandbox.start("simulate-broker", "--json")
     wait_until(lambda: "serving" in broker.stderr, "a broker")
+    address = json.loads(broker.stdout)["api"].removesuffix("/api/v3")
     for name, value in {
         "FYERS_APP_ID": "SIMULATED1-100",
         "FYERS_SECRET_KEY": "simulated-secret",
@@ -28,9 +57,11 @@ def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbo
     login = sandbox.run("login", "--simulator", address, "--json")
     sandbox.set("feed.instruments", '["Reliance", "TCS"]')
     sandbox.set("feed.timeframe", "1")
-    run = ["run", "--broker", "fyers-sim", "--simulator", address, "--duration", SECONDS, "--json"]
+    sandbox.be_patient()
+    run = ["run", "--broker", "fyers-sim", "--simulator", address, "--json"]
 
-    first, second = sandbox.run(*run), sandbox.run(*run)
+    first = stopped_after(sandbox, run, 2)
+    second = stopped_after(sandbox, run, first.answer["ticks"] + 2)
 
     broker.signal(signal.SIGTERM)
     broker.wait()
@@ -43,7 +74,7 @@ def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbo
         assert (outcome.answer["lost"], outcome.answer["drained"]) == (0, True)
         outcome.assert_no_traceback()
     assert second.answer["alerts"] == 0
-    assert first.answer["bars"] >= 2 * 400  # feed.warm_up_bars of history for each
+    assert first.answer["bars"] >= HISTORY_BARS
     assert second.answer["bars"] < 10
     assert first.answer["decisions"] < 10  # none of them on what is past
     replay = sandbox.run("replay", "--json")
