@@ -310,6 +310,8 @@ class HRMAgent:
         if self.profile is not None:
             self.profile.add("answer", finished_ns - before_ns)
             self.profile.add("thought", finished_ns - started_ns)
+            if isinstance(self._engine, ProfiledEngine):
+                self._engine.note_layers()
             for row in rows:
                 self.profile.add("transport", row.waited_ns)
         elapsed_us = (finished_ns - started_ns) // NS_PER_US

@@ -1,13 +1,16 @@
 """The eager engine: the model as written, the reference that any faster engine is held to."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from hrm.convergence import relative_residual
 from hrm.engine import Batch, Floats, Reading
+from hrm.layers import Attention, SwiGLU
 from hrm.model import HierarchicalReasoningModel, ModelInputs, State
 
 SMALLEST_NORMAL = 2.0**-1022  # half of it is a denormal, which a flushing processor turns into zero
@@ -23,6 +26,7 @@ class EagerEngine:
     def __init__(self, model: HierarchicalReasoningModel, *, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self._model = model.eval()
+        self._spent_ns: dict[str, int] = {}  # by layer, once layers are timed
 
     def encode(self, batch: Batch) -> Tensor:
         """Read a batch once, into [B, S, Dh]; raise ValueError naming an input that is wrong."""
@@ -61,6 +65,32 @@ class EagerEngine:
         with _serving():
             heads = self._model.heads(state)
             return Reading(**{name: value.cpu().numpy() for name, value in vars(heads).items()})
+
+    def time_layers(self) -> None:
+        """Note from now on how long each layer takes, without the norm that follows it."""
+        for path, layer in self._model.named_modules():
+            if isinstance(layer, Attention | SwiGLU):
+                name = path.removeprefix("core.").replace("stack.blocks.", "")
+                self._time(name, layer)
+
+    def layer_times(self) -> dict[str, int]:
+        """Return nanoseconds by layer since this was asked last."""
+        found, self._spent_ns = self._spent_ns, {}
+        return found
+
+    def _time(self, name: str, layer: Module) -> None:
+        began_ns = 0
+
+        def begin(*_: object) -> None:
+            nonlocal began_ns
+            began_ns = time.perf_counter_ns()
+
+        def end(*_: object) -> None:
+            spent_ns = time.perf_counter_ns() - began_ns
+            self._spent_ns[name] = self._spent_ns.get(name, 0) + spent_ns
+
+        layer.register_forward_pre_hook(begin)
+        layer.register_forward_hook(end)
 
 
 @contextmanager

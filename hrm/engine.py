@@ -6,7 +6,7 @@ after any cycle and still hold a state to read. Nothing here imports torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,4 +109,17 @@ class Engine(Protocol[Encoded, Thinking]):
 
     def read(self, state: Thinking) -> Reading:
         """Read the heads; valid after every cycle."""
+        ...
+
+
+@runtime_checkable
+class TimesLayers(Protocol):
+    """An engine that can say how long each layer took; one whose graph is one whole cannot."""
+
+    def time_layers(self) -> None:
+        """Note from now on how long each layer takes."""
+        ...
+
+    def layer_times(self) -> dict[str, int]:
+        """Return nanoseconds by layer since this was asked last, such as h_module.0.attention."""
         ...

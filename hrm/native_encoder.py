@@ -67,6 +67,14 @@ class NativeEncoder:
         looped = self._linear("to_loop", first.reshape(rows * self._readouts, -1), width)
         return looped.reshape(rows, self._readouts, width)
 
+    def time_layers(self) -> None:
+        """Note from now on how long each layer takes."""
+        self._modules.time("encoder", self._stack)
+
+    def layer_times(self) -> dict[str, int]:
+        """Return nanoseconds by layer since this was asked last."""
+        return self._modules.spent_ns()
+
     def _tokens_of(self, batch: Batch) -> tuple[Floats, NDArray[np.bool_]]:
         """Return what the blocks read, [B, N, D], and which of it may be read, [B, N]."""
         sizes, rows = self._config.architecture.encoder, len(batch)

@@ -128,6 +128,16 @@ class NativeEngine:
             l_logits=self._modules.product(self._of_l, state[1][:, 0])[:, ACTIONS],
         )
 
+    def time_layers(self) -> None:
+        """Note from now on how long each layer takes."""
+        self._encoder.time_layers()
+        self._modules.time("h_module", self._core.high)
+        self._modules.time("l_module", self._core.low)
+
+    def layer_times(self) -> dict[str, int]:
+        """Return nanoseconds by layer since this was asked last."""
+        return self._encoder.layer_times() | self._modules.spent_ns()
+
     def _residual(self, before: Floats, after: Floats, shape: tuple[int, int]) -> Floats:
         rows = len(after)
         one, other = _located(before, rows, shape), _located(after, rows, shape)

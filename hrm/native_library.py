@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-ABI = 3  # HRM_ABI of hrm/native/core.h
+ABI = 4  # HRM_ABI of hrm/native/core.h
 SOURCES = Path(__file__).with_name("native")
 BUILT = SOURCES / "build"
 LIBRARY_NAME, RECORD_NAME = "kernel.so", "kernel.json"
@@ -51,6 +51,7 @@ class Module(ctypes.Structure):
         ("blocks", ctypes.POINTER(Block)),
         ("cosines", ctypes.c_void_p),
         ("sines", ctypes.c_void_p),
+        ("spent_ns", ctypes.c_void_p),
         ("n_blocks", ctypes.c_int32),
         ("width", ctypes.c_int32),
         ("heads", ctypes.c_int32),

@@ -1,6 +1,7 @@
 """Modules as the native kernel takes them: packed, placed, and kept while it may read them."""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hrm.native_packing import Format, Packed, aligned, packed, packed_gate_up
 from hrm.rotary import RMS_EPSILON, rotary_tables
 from hrm.weights import Arrays
 
+LAYERS = ("attention", "feed_forward")  # of a block, as the kernel times them
+
 
 class NativeModules:
     """Build structures for the kernel, and hold what they point to.
@@ -24,6 +27,7 @@ class NativeModules:
         self.functions, self.level = library.functions, LEVELS[library.level]
         self._group, self._kind = GROUPS[library.level], kind
         self._kept: list[Any] = []
+        self._timed: dict[str, tuple[Sequence[str], NDArray[np.int64]]] = {}  # by module
 
     def module(
         self, arrays: Arrays, name: str, sizes: ModuleConfig, tokens: int, other: str = ""
@@ -54,6 +58,23 @@ class NativeModules:
             epsilon=RMS_EPSILON,
             from_other=self._matrix(arrays, f"{name}.{other}") if other else Matrix(),
         )
+
+    def time(self, name: str, module: Module) -> None:
+        """Let the kernel note from now on how long each layer of a module takes."""
+        spent_ns = np.zeros((module.n_blocks, len(LAYERS)), np.int64)
+        layers = LAYERS if module.heads else LAYERS[1:]
+        self._timed[name] = layers, spent_ns
+        module.spent_ns = address_of(spent_ns)
+
+    def spent_ns(self) -> dict[str, int]:
+        """Return what each timed layer has taken since this was asked last, by its name."""
+        found: dict[str, int] = {}
+        for name, (layers, spent_ns) in self._timed.items():
+            for index, block in enumerate(spent_ns.tolist()):
+                spent = dict(zip(LAYERS, block, strict=True))
+                found |= {f"{name}.{index}.{layer}": spent[layer] for layer in layers}
+            spent_ns[:] = 0
+        return found
 
     def float_matrix(self, matrix: Floats) -> Matrix:
         """Pack a matrix [outputs, inputs] in float32, for `product`."""

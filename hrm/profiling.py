@@ -1,9 +1,12 @@
-"""Profiling: how long the steps of thinking took of late. Off, an engine is not wrapped at all."""
+"""Profiling: how long the steps of thinking, and the layers of the model, took of late.
+
+Off, an engine is not wrapped at all and times no layer.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from hrm.engine import Batch, Engine, Floats, Reading
+from hrm.engine import Batch, Engine, Floats, Reading, TimesLayers
 
 RECENT = 1024  # samples kept of each step
 PERCENTILES = {"p50_us": 0.50, "p99_us": 0.99}
@@ -56,6 +59,9 @@ class ProfiledEngine:
         self._engine = engine
         self._profile = profile
         self._clock_ns = clock_ns
+        self._layers = engine if isinstance(engine, TimesLayers) else None
+        if self._layers is not None:
+            self._layers.time_layers()
 
     def encode(self, batch: Batch) -> Any:
         """Read a batch once; raise ValueError naming an input that is wrong."""
@@ -80,6 +86,12 @@ class ProfiledEngine:
     def read(self, state: Any) -> Reading:
         """Read the heads; valid after every cycle."""
         return self._timed("heads", lambda: self._engine.read(state))
+
+    def note_layers(self) -> None:
+        """Note how long each layer took in the thought that ends now, if the engine can say so."""
+        if self._layers is not None:
+            for layer, spent_ns in self._layers.layer_times().items():
+                self._profile.add(layer, spent_ns)
 
     def _timed(self, step: str, work: Callable[[], Done]) -> Done:
         before_ns = self._clock_ns()

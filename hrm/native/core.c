@@ -2,7 +2,9 @@
  *
  * Compile with -ffp-contract=off: a product and a sum are rounded together only where vf_fma says so.
  */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime */
 #include <math.h>
+#include <time.h>
 
 #include "core.h"
 
@@ -357,17 +359,38 @@ static void attention(const struct hrm_module *module, const struct hrm_block *b
     add_and_norm(module, rows * tokens, x, room->branch);
 }
 
+static void feed_forward(const struct hrm_module *module, const struct hrm_block *block,
+                         size_t tokens, float *x, const struct room *room) {
+    product(&block->gate_up, tokens, x, room->inner, room);
+    gate(room->inner, tokens, (size_t)block->down.inputs);
+    product(&block->down, tokens, room->inner, room->branch, room);
+    add_and_norm(module, tokens, x, room->branch);
+}
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Add the time since then to a place, if there is one; return what time it is. */
+static int64_t note(int64_t *spent_ns, size_t place, int64_t since_ns) {
+    if (!spent_ns) return 0;
+    const int64_t now = now_ns();
+    spent_ns[place] += now - since_ns;
+    return now;
+}
+
 /* present: [rows, tokens], or NULL where every token may be read. */
 static void stack(const struct hrm_module *module, size_t rows, const unsigned char *present,
                   float *x, const struct room *room) {
-    const size_t tokens = rows * (size_t)module->tokens;
-    for (int32_t b = 0; b < module->n_blocks; b++) {
+    int64_t since_ns = module->spent_ns ? now_ns() : 0;
+    for (size_t b = 0; b < (size_t)module->n_blocks; b++) {
         const struct hrm_block *block = module->blocks + b;
         if (module->heads) attention(module, block, rows, present, x, room);
-        product(&block->gate_up, tokens, x, room->inner, room);
-        gate(room->inner, tokens, (size_t)block->down.inputs);
-        product(&block->down, tokens, room->inner, room->branch, room);
-        add_and_norm(module, tokens, x, room->branch);
+        since_ns = note(module->spent_ns, 2 * b, since_ns);
+        feed_forward(module, block, rows * (size_t)module->tokens, x, room);
+        since_ns = note(module->spent_ns, 2 * b + 1, since_ns);
     }
 }
 

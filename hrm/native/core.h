@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HRM_ABI 3 /* raised with any change of this file; hrm/native_library.py has it too */
+#define HRM_ABI 4 /* raised with any change of this file; hrm/native_library.py has it too */
 #define PANEL 64
 
 enum hrm_format { HRM_F32 = 0, HRM_F16 = 1, HRM_I8 = 2 };
@@ -49,6 +49,8 @@ struct hrm_module {
     const struct hrm_block *blocks;
     const float *cosines; /* [tokens, width / heads], as hrm.rotary has them */
     const float *sines;
+    int64_t *spent_ns; /* [n_blocks, 2]: time in attention and in the feed-forward of each block is
+                          added here; NULL: nothing is timed */
     int32_t n_blocks;
     int32_t width; /* as the model has it */
     int32_t heads; /* 0: without attention, for one token */
@@ -87,8 +89,8 @@ struct hrm_reading {
 /* As hrm/native_library.py mirrors them. */
 _Static_assert(sizeof(struct hrm_matrix) == 40, "hrm_matrix");
 _Static_assert(sizeof(struct hrm_block) == 160, "hrm_block");
-_Static_assert(sizeof(struct hrm_module) == 88, "hrm_module");
-_Static_assert(sizeof(struct hrm_core) == 184, "hrm_core");
+_Static_assert(sizeof(struct hrm_module) == 96, "hrm_module");
+_Static_assert(sizeof(struct hrm_core) == 200, "hrm_core");
 _Static_assert(sizeof(struct hrm_step) == 64, "hrm_step");
 _Static_assert(sizeof(struct hrm_reading) == 40, "hrm_reading");
 

@@ -1,13 +1,22 @@
-"""Profiling: every step of thinking is timed, and where it is off nothing is."""
+"""Profiling: every step of thinking is timed, and every layer; where it is off nothing is."""
 
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from model_builders import a_card, a_config, a_model, an_observation
+from native_builders import a_kernel
 
 from hrm.agent import HRMAgent
+from hrm.eager_engine import EagerEngine
+from hrm.engine import Engine
 from hrm.integrity import save_release
+from hrm.model import HierarchicalReasoningModel
+from hrm.native_engine import NativeEngine
 from hrm.profiling import RECENT, Profile, ProfiledEngine
 from hrm.thought import DeadlineBudget, RecordedBudget
+from hrm.weights import load_weights
 
 
 class Ticking:
@@ -67,6 +76,39 @@ def test_a_profiled_thought_is_the_same_thought(tmp_path: Path) -> None:
 
     thoughts = [agent.reason(an_observation(), RecordedBudget(5)) for agent in (plain, timed)]
 
+    assert thoughts[0].probabilities == thoughts[1].probabilities
+
+
+def an_engine(name: str, model: HierarchicalReasoningModel) -> Engine[Any, Any]:
+    if name == "eager":
+        return EagerEngine(model)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    return NativeEngine(arrays, model.config, a_kernel())
+
+
+@pytest.mark.parametrize("name", ["eager", "native"])
+def test_each_layer_is_timed_once_in_a_thought(tmp_path: Path, name: str) -> None:
+    model = a_model(seed=8)
+    save_release(tmp_path, model, a_card())
+    manifest, profile = load_weights(tmp_path).manifest, Profile()
+    agent = HRMAgent(an_engine(name, model), manifest, time.monotonic_ns, profile=profile)
+    plain = HRMAgent(an_engine(name, model), manifest, time.monotonic_ns)
+
+    thoughts = [each.reason(an_observation(), RecordedBudget(3)) for each in (agent, plain)]
+
+    steps = profile.summary()
+    sizes = model.config.architecture
+    blocks = {"encoder": sizes.encoder, "h_module": sizes.h_module, "l_module": sizes.l_module}
+    layers = {
+        f"{module}.{number}.{layer}"
+        for module, block in blocks.items()
+        for number in range(block.num_layers)
+        for layer in ("attention", "feed_forward")
+        if layer == "feed_forward" or module == "encoder"  # there is one token in the loop
+    }
+    assert {step for step in steps if "." in step} == layers
+    assert {steps[layer]["count"] for layer in layers} == {1}
+    assert 0 < sum(steps[layer]["p50_us"] for layer in layers) <= steps["thought"]["p50_us"]
     assert thoughts[0].probabilities == thoughts[1].probabilities
 
 
