@@ -12,11 +12,13 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from actors.base import Actor
+from actors.depth import LastBook
 from actors.epochs import Epochs
 from actors.instruments import InstrumentCatalogue
 from actors.messages import (
     Alert,
     Bar,
+    Depth,
     FeedGap,
     MarketContext,
     PartialBar,
@@ -30,7 +32,7 @@ from actors.open_bars import Feed, OpenBar
 from actors.policies import FeedSettings
 from actors.session import SessionCalendar, timeframe_minutes
 
-Input = Tick | FeedGap | PastBar | TimeEvent | MarketContext
+Input = Tick | FeedGap | PastBar | TimeEvent | MarketContext | Depth
 Output = Bar | PartialBar | RefusedTick | Alert
 
 ANY_UNKNOWN = ""
@@ -53,6 +55,9 @@ class MarketFeedActor(Actor[Input, Output]):
     `refused` and reported the first time and then each hundredth time for its instrument and
     reason; a refused candle is only counted and reported.
 
+    Of the last order book before its close, if that is not older than the feed may be silent, a bar
+    says how far bids outweigh asks.
+
     After a far move within a bar the bar so far goes out as well (epochs.py), if so set. How far a
     move is far is known from the context of the bar before.
 
@@ -73,6 +78,7 @@ class MarketFeedActor(Actor[Input, Output]):
         self._settings = settings
         self._calendar = calendar
         self._feeds: dict[str, Feed] = {}
+        silence_ns = int(settings.stale_after_seconds * _NS_PER_SECOND)
         for name, timeframe in timeframes.items():
             instrument = catalogue[name]
             calendar.session_key(instrument.session, 0)  # raises for a market without hours
@@ -87,7 +93,8 @@ class MarketFeedActor(Actor[Input, Output]):
                 instrument.exchange_symbol,
                 instrument.expiry,
                 Epochs(settings),
-                int(settings.stale_after_seconds * _NS_PER_SECOND),
+                silence_ns,
+                LastBook(silence_ns),
             )
         if not self._feeds:
             raise ValueError("timeframes names no instrument: give at least one")
@@ -117,6 +124,9 @@ class MarketFeedActor(Actor[Input, Output]):
             case MarketContext(instrument=name):
                 if name in self._feeds:
                     self._feeds[name].epochs.begin(message)
+            case Depth(instrument=name):
+                if name in self._feeds:
+                    self._feeds[name].book.add(message)
 
     def _ticked(self, tick: Tick) -> Iterator[Output]:
         feed = self._feeds.get(tick.instrument)

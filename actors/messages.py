@@ -63,6 +63,33 @@ class Tick(Message, frozen=True, kw_only=True):
         return self.event_ns
 
 
+class DepthLevel(msgspec.Struct, frozen=True, array_like=True):
+    """One step of one side of the order book."""
+
+    price: Decimal
+    quantity: int  # units, as the feed counts them
+    orders: int
+
+
+class Depth(Message, frozen=True, kw_only=True):
+    """The five best levels of each side of an order book at one instant, the best first.
+
+    An empty level is left out; a side without any is ().
+    """
+
+    stream: ClassVar[str] = "depth"
+
+    instrument: str
+    bids: tuple[DepthLevel, ...]
+    asks: tuple[DepthLevel, ...]
+    received_ns: int  # market clock: the feed gives a book no time of its own
+    conflated: int = 0  # older books of the same second that it stands for
+
+    @property
+    def time_ns(self) -> int:
+        return self.received_ns
+
+
 class OptionContract(msgspec.Struct, frozen=True, array_like=True):
     """One option as the broker's symbol master lists it; money in rupees."""
 
@@ -172,6 +199,7 @@ class Bar(Message, frozen=True, kw_only=True):
     days_to_expiry: int | None = None  # of what the instrument's options expire by; None: unknown
     origin: Literal["live", "backfilled"] = "live"  # backfilled: out of the broker's history, late
     is_complete: bool = True  # false: the feed was interrupted while it was made
+    depth_imbalance: float | None = None  # bid less ask quantity over both, (-1, 1); None: no book
 
     @property
     def time_ns(self) -> int:
@@ -670,6 +698,7 @@ class PolicySwitch(Message, frozen=True, kw_only=True):
 
 AnyMessage = (
     Tick
+    | Depth
     | OptionChain
     | FeedGap
     | PastBar
@@ -699,7 +728,7 @@ AnyMessage = (
 )
 """The union that the wire format decodes to."""
 
-MarketEvent = Tick | FeedGap | PastBar | TimeEvent | OptionChain
+MarketEvent = Tick | Depth | FeedGap | PastBar | TimeEvent | OptionChain
 """What the edge of a market publishes, in one order."""
 
 MESSAGE_TYPES: tuple[type[Message], ...] = AnyMessage.__args__

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
+from actors.depth import LastBook
 from actors.epochs import Epochs
 from actors.messages import Bar, PartialBar, PastBar, Tick
 
@@ -48,6 +49,7 @@ class Feed:
     expiry: date | None  # of the instrument itself
     epochs: Epochs
     longest_gap_ns: int  # that a bar may have and still be complete
+    book: LastBook
     bar: OpenBar | None = None
     closed_until_ns: int = 0
     last: Tick | None = None  # the last tick believed
@@ -109,6 +111,7 @@ class Feed:
             spread=bar.spread,
             days_to_expiry=bar.days_to_expiry,
             is_complete=bar.is_complete and not is_cut,
+            depth_imbalance=self.book.imbalance(bar.close_ns),
         )
 
     def partial_bar(self, bar: OpenBar, tick: Tick) -> PartialBar:

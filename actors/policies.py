@@ -45,6 +45,8 @@ class FeedSettings(ActorSettings):
     """Bars of the broker's history before the first live one; read where a feed is live."""
     future_tolerance_ms: int = Field(default=2000, ge=0, le=60_000)
     """How far ahead of the market clock a tick may be dated before it is refused."""
+    depth: bool = False
+    """Subscribe to the order books of what is traded, where the broker has them."""
     epochs_per_bar: int = Field(default=0, ge=0, le=20)
     """Most decisions within a bar, beside the one at its close; they only lead out of positions."""
     epoch_move_atr: Decimal = Field(default=Decimal("1.0"), gt=0, le=20)

@@ -1,8 +1,8 @@
 """Flow control for live market data: what may be left out when the bus is slower than the market.
 
-A market cannot be asked to wait. Of the quotes that wait, the newest of an instrument and instant
-stands for the ones before it; trades, option chains and the clock are never left out. What the bars
-say is the same with and without.
+A market cannot be asked to wait. Of the quotes and of the order books that wait, the newest of an
+instrument and instant stands for the ones before it; trades, option chains and the clock are never
+left out. What the bars say is the same with and without.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from actors.messages import Alert, MarketEvent, Severity, Tick, TimeEvent
-from daemon.clock import Clock
+from actors.messages import Alert, Depth, MarketEvent, Severity, Tick, TimeEvent
+from daemon.clock import NS_PER_SECOND, Clock
 from daemon.handover import Handover
 
 MOST_WAITING: Final = 50_000
@@ -28,7 +28,9 @@ class Conflation(Handover[MarketEvent]):
     the exchange's time, the last price and the volume are the same, and so is what the market feed
     makes of it, but for the spread, of which a bar keeps the last. It takes the place of the quote
     before it, and counts it in `conflated`. A TimeEvent in between keeps both: it may have closed
-    their bar. A repeated tick is no quote: the market feed counts it.
+    their bar. A repeated tick is no quote: the market feed counts it. A book takes the place of one
+    of its instrument that was received within the same second, unless a tick of another instant,
+    which may have closed the bar as well, came in between.
 
     When `most` events wait all the same, the source is not read on until some have gone: its
     socket then fills, and what the market does until the connection is made anew is not seen tick
@@ -53,10 +55,11 @@ class Conflation(Handover[MarketEvent]):
         self._gone = 0  # events taken so far
         self._last: dict[str, Tick] = {}  # by instrument, as it came
         self._quotes: dict[str, int] = {}  # number of the waiting quote that may be replaced
+        self._books: dict[str, tuple[int, int]] = {}  # number of the last book, instant of its tick
         self._pressed_ns: int | None = None  # monotonic, since when more than `calm` wait
         self._is_told = False
         self._is_told_full = False
-        self.conflated = 0  # quotes left out
+        self.conflated = 0  # quotes and books left out
         self.held = 0  # times the source had to wait
         self.longest = 0  # most events that ever waited
 
@@ -71,13 +74,16 @@ class Conflation(Handover[MarketEvent]):
         return taken
 
     def _add(self, event: MarketEvent) -> None:
-        if isinstance(event, TimeEvent):
+        is_in = False
+        if isinstance(event, Tick):
+            is_in = self._replaces(event)
+        elif isinstance(event, TimeEvent):
             self._quotes.clear()
-        elif isinstance(event, Tick) and self._replaces(event):
-            self._watch()
-            return
-        self._waiting.append(event)
-        self.longest = max(self.longest, len(self))
+        elif isinstance(event, Depth):
+            is_in = self._replaces_book(event)
+        if not is_in:
+            self._waiting.append(event)
+            self.longest = max(self.longest, len(self))
         self._watch()
 
     def _replaces(self, tick: Tick) -> bool:
@@ -98,6 +104,24 @@ class Conflation(Handover[MarketEvent]):
             return True
         else:
             self._quotes[name] = self._gone + len(self)
+        return False
+
+    def _replaces_book(self, depth: Depth) -> bool:
+        """Put an order book in the place of the one that waits; say whether there was one."""
+        name = depth.instrument
+        tick = self._last.get(name)
+        instant_ns = tick.event_ns if tick is not None else 0
+        number, instant_before_ns = self._books.get(name, (-1, 0))
+        place = number - self._gone
+        if place >= 0 and instant_ns == instant_before_ns and len(self) > self._calm:
+            waiting = self._waiting[place]
+            assert isinstance(waiting, Depth)
+            if waiting.received_ns // NS_PER_SECOND == depth.received_ns // NS_PER_SECOND:
+                count = waiting.conflated + 1
+                self._waiting[place] = msgspec.structs.replace(depth, conflated=count)
+                self.conflated += 1
+                return True
+        self._books[name] = self._gone + len(self), instant_ns
         return False
 
     def _watch(self) -> None:

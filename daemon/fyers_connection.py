@@ -7,7 +7,7 @@ from random import Random
 import aiohttp
 
 from actors.instruments import Instrument
-from actors.messages import PlaceOrder, Tick
+from actors.messages import Depth, PlaceOrder, Tick
 from daemon.alert_teller import AlertTeller
 from daemon.backfill import Backfill
 from daemon.brokers.fyers.account import FyersAccount, Times
@@ -69,6 +69,7 @@ class FyersConnection:
             random=Random(plan.seed),
             on_alert=teller.tell,
             on_feed_lost=self._feed_lost,
+            on_depth=self._depth_came if workshop.settings.feed.depth else None,
             products={one.symbol: product_of(one) for one in self.instruments},
             times=times,
         )
@@ -107,6 +108,9 @@ class FyersConnection:
     async def _feed_lost(self) -> None:
         if self.backfill is not None:
             await self.backfill.lost()
+
+    async def _depth_came(self, depth: Depth) -> None:
+        await self.feed.put(depth)
 
     def resume(self, known: Mapping[str, int]) -> None:
         """Hear up to when a session that goes on has bars of each instrument."""

@@ -244,7 +244,7 @@ class PlayedMarket:
         account, simulator = self._account, self._simulator
         return (
             account.data_socket.state == account.order_socket.state == "live"
-            and simulator.data_socket.subscriptions >= len(self._played)
+            and simulator.data_socket.subscriptions >= account.data_socket.topics
             and simulator.order_socket.subscriptions == 1
             and account.data_socket.handled == simulator.data_socket.sent
             and account.order_socket.handled == simulator.order_socket.sent

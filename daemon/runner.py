@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.base import Actor, Arrival
 from actors.histogram import Histogram
-from actors.messages import Alert, Heartbeat, Message, Tick, TimeEvent
+from actors.messages import Alert, Depth, Heartbeat, Message, Tick, TimeEvent
 from daemon.announcer import Announcer
 from daemon.bus import Bus, Consumer, DeadLetter, Entry, Envelope, Output
 from daemon.errors import BusError
@@ -20,7 +20,7 @@ from daemon.logs import get_logger
 DEAD_LETTER_RUNBOOK = "Dead letter"
 _RETRY_FIRST_S = 0.05
 _RETRY_LONGEST_S = 2.0
-_QUIET_TYPES = (Tick, TimeEvent, Heartbeat)  # logged at DEBUG: hundreds a second say little
+_QUIET_TYPES = (Tick, Depth, TimeEvent, Heartbeat)  # logged at DEBUG: hundreds a second say little
 
 
 class Runner:

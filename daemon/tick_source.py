@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from contextlib import suppress
 from typing import Final
 
-from actors.messages import MarketEvent, OptionChain, Tick, TimeEvent
+from actors.messages import Depth, MarketEvent, OptionChain, Tick, TimeEvent
 from daemon.bus import Bus
 from daemon.errors import BusError
 from daemon.handover import Handover
@@ -20,7 +20,7 @@ _RETRY_S = 0.2
 _POLL_S = 0.0005
 _MOST_AT_ONCE: Final = 64  # more together cost no less each, and the first would wait for the last
 
-STREAMS: Final = (Tick.stream, TimeEvent.stream, OptionChain.stream)
+STREAMS: Final = (Tick.stream, TimeEvent.stream, OptionChain.stream, Depth.stream)
 
 
 class TickSource:

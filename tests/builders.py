@@ -1,5 +1,6 @@
 """Messages for tests: name only the fields that matter; the rest is a plain Nifty bar."""
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -8,6 +9,8 @@ from actors.instruments import Instrument, InstrumentCatalogue
 from actors.messages import (
     Bar,
     Decision,
+    Depth,
+    DepthLevel,
     ExecutionReport,
     Heartbeat,
     KillSwitch,
@@ -37,6 +40,19 @@ def a_tick(price: str | Decimal = "22000", at_ns: int = OPEN_NS, **fields: Any) 
         "event_ns": at_ns,
     }
     return Tick(**(given | fields))
+
+
+def a_depth(
+    bids: Mapping[str, int], asks: Mapping[str, int], at_ns: int = OPEN_NS, **fields: Any
+) -> Depth:
+    """Return a book; bids, asks: price -> units, the best first."""
+    given: dict[str, Any] = {
+        "instrument": INSTRUMENT,
+        "bids": tuple(DepthLevel(Decimal(price), units, 1) for price, units in bids.items()),
+        "asks": tuple(DepthLevel(Decimal(price), units, 1) for price, units in asks.items()),
+        "received_ns": at_ns,
+    }
+    return Depth(**(given | fields))
 
 
 def a_time(now_ns: int = OPEN_NS, wall_ns: int | None = None) -> TimeEvent:

@@ -31,6 +31,7 @@ _ENVELOPE = msgspec.msgpack.Decoder(Envelope)
 
 EVENT_TIMES = {
     "Tick": "event_ns",
+    "Depth": "received_ns",
     "FeedGap": "told_ns",
     "PastBar": "told_ns",
     "RefusedTick": "refused_ns",
@@ -162,6 +163,7 @@ def test_types_of_one_stream_share_its_nature() -> None:
 def test_streams_come_in_flow_order_each_once() -> None:
     assert STREAMS == (
         "tick",
+        "depth",
         "chain",
         "quarantine",
         "bar",

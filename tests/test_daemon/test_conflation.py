@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from builders import OPEN_NS, SECOND_NS, a_calendar, a_catalogue, a_tick, a_time
+from builders import OPEN_NS, SECOND_NS, a_calendar, a_catalogue, a_depth, a_tick, a_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from option_builders import a_chain
 from unreliable_bus import UnreliableBus
 
 from actors.market_feed import MarketFeedActor
-from actors.messages import Alert, Bar, OptionChain, Tick
+from actors.messages import Alert, Bar, Depth, OptionChain, Tick
 from actors.policies import FeedSettings
 from daemon import tick_source as tick_source_module
 from daemon.clock import SimulatedClock
@@ -63,6 +63,11 @@ def a_quote(bid: int, volume: int = 10, second: int = 0, **fields: Any) -> Tick:
         volume_today=volume,
         **fields,
     )
+
+
+def a_book(units: int, ms: int = 0, **fields: Any) -> Depth:
+    """Return a book with so many units wanted."""
+    return a_depth({"99": units}, {"101": 10}, OPEN_NS + ms * SECOND_NS // 1000, **fields)
 
 
 def standing_for(tick: Tick, older: int) -> Tick:
@@ -126,6 +131,43 @@ async def test_a_repeated_tick_is_left_to_the_market_feed() -> None:
     await world.offer(*events)
 
     assert await world.drained() == events
+
+
+async def test_the_newest_of_the_waiting_books_of_a_second_stands_for_the_others() -> None:
+    world = World()
+
+    await world.offer(a_quote(90), a_book(1, 100), a_quote(91), a_book(2, 200), a_book(3, 900))
+
+    newest = msgspec.structs.replace(a_book(3, 900), conflated=2)
+    assert await world.drained() == [a_quote(90), newest, a_quote(91)]
+    assert world.conflation.conflated == 2
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        [a_book(2, 1000)],
+        [a_quote(91, second=1), a_book(2, 999)],  # the tick may have ended the bar
+        [a_book(2, 999, instrument="Bank_Nifty")],
+    ],
+)
+async def test_a_book_is_kept_where_a_bar_may_have_ended_since(later: list[MarketEvent]) -> None:
+    world = World()
+    events = [a_quote(90), a_book(1, 999), *later]
+
+    await world.offer(*events)
+
+    assert await world.drained() == events
+
+
+async def test_books_are_all_kept_while_few_wait_and_once_they_are_taken() -> None:
+    world = World(calm=2)
+    await world.offer(a_book(1), a_book(2))
+    taken = await world.conflation.take(64)
+
+    await world.offer(a_book(3), a_book(4))
+
+    assert [*taken, *await world.drained()] == [a_book(1), a_book(2), a_book(3), a_book(4)]
 
 
 async def test_nothing_is_left_out_while_few_wait() -> None:
@@ -207,7 +249,9 @@ def markets(draw: st.DrawFn) -> list[MarketEvent]:
     events: list[MarketEvent] = [a_time(OPEN_NS)]
     now_s, exchange_s, volume, price = 0, 0, 0, 100
     for _ in range(draw(st.integers(0, 60))):
-        step = draw(st.sampled_from(("quote", "quote", "quote", "trade", "clock", "odd", "again")))
+        step = draw(
+            st.sampled_from(("quote", "quote", "quote", "trade", "clock", "book", "odd", "again"))
+        )
         name = draw(st.sampled_from(NAMES))
         at_s = exchange_s
         if step == "clock":
@@ -215,6 +259,10 @@ def markets(draw: st.DrawFn) -> list[MarketEvent]:
             if draw(st.booleans()):  # else the exchange's ticks come late
                 exchange_s = now_s
             events.append(a_time(OPEN_NS + now_s * SECOND_NS))
+            continue
+        if step == "book":
+            units, ms = draw(st.integers(1, 50)), draw(st.integers(0, 999))
+            events.append(a_book(units, 1000 * now_s + ms, instrument=name))
             continue
         if step == "again" and isinstance(events[-1], Tick):
             events.append(events[-1])
@@ -317,6 +365,9 @@ def test_however_slow_the_bus_trades_newest_quotes_and_bars_are_the_same(
     ticks = [event for event in market if isinstance(event, Tick)]
     kept = [event for event in taken if isinstance(event, Tick)]
     assert sum(1 + tick.conflated for tick in kept) == len(ticks)
+    books = [event for event in market if isinstance(event, Depth)]
+    kept_books = [event for event in taken if isinstance(event, Depth)]
+    assert sum(1 + book.conflated for book in kept_books) == len(books)
 
 
 async def test_an_outage_of_the_bus_costs_quotes_alone(monkeypatch: pytest.MonkeyPatch) -> None:

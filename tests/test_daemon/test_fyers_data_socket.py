@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from actors.messages import Alert, Tick
+from actors.depth import imbalance
+from actors.messages import Alert, Depth, Tick
 from daemon.brokers.fyers.data_socket import DataSocket
 from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
@@ -40,10 +41,15 @@ class Feed:
         self.keys = 0
         self.problems: list[TraderError | None] = []  # of the next questions for a key
         self.alerts: list[Alert] = []
+        self.books: list[Depth] = []
+
+    async def _keep(self, depth: Depth) -> None:
+        self.books.append(depth)
 
     def socket(
         self,
         *,
+        with_depth: bool = False,
         is_open: Callable[[int], bool] = lambda _: True,
         topics: Mapping[str, str] = TOPICS,
         times: SocketTimes = CALM,
@@ -67,6 +73,7 @@ class Feed:
             random=Random(1),
             times=times,
             on_alert=self.alerts.append,
+            on_depth=self._keep if with_depth else None,
         )
 
     async def read(self, socket: DataSocket, enough: Callable[[list[Tick]], bool]) -> list[Tick]:
@@ -262,6 +269,97 @@ async def test_a_feed_that_has_flowed_outlives_a_refused_symbol(feed: Feed) -> N
         "no market data: no such symbol",
         "no market data: no key",
     ]
+
+
+# Order books
+
+
+async def test_books_come_among_the_ticks_of_all_but_an_index(feed: Feed) -> None:
+    socket = feed.socket(with_depth=True)
+    before_ns = SystemClock().now_ns()
+
+    await feed.read(socket, lambda ticks: several_of_both(ticks) and len(feed.books) > 3)
+
+    assert socket.topics == len(TOPICS) + 1
+    assert {book.instrument for book in feed.books} == {SBIN}
+    for book in feed.books:
+        assert (len(book.bids), len(book.asks)) == (5, 5)
+        assert [level.price for level in book.bids] == sorted(
+            {level.price for level in book.bids}, reverse=True
+        )
+        assert [level.price for level in book.asks] == sorted(level.price for level in book.asks)
+        assert all(level.orders > 0 for level in (*book.bids, *book.asks))
+        assert imbalance(book) is not None
+    times = [book.received_ns for book in feed.books]
+    assert before_ns <= times[0]
+    assert times == sorted(times)
+
+
+async def test_without_a_reader_no_book_is_asked_for(feed: Feed) -> None:
+    socket = feed.socket()
+    asked: list[int] = []
+
+    def enough(ticks: list[Tick]) -> bool:
+        asked.append(feed.simulator.data_socket.subscriptions)
+        return several_of_both(ticks)
+
+    await feed.read(socket, enough)
+
+    assert socket.topics == asked[-1] == len(TOPICS)
+
+
+async def test_prices_come_without_books_where_those_are_refused(feed: Feed) -> None:
+    feed.simulator.faults.inject("data_subscribe_refused", after=1)  # the second request
+    feed.simulator.faults.inject("data_unknown_topic", after=60)
+    socket = feed.socket(with_depth=True)
+
+    def is_past(ticks: list[Tick]) -> bool:
+        is_strange = feed.simulator.faults.fired["data_unknown_topic"] == 1
+        return is_strange and socket.topics == len(TOPICS) and several_of_both(ticks[-20:])
+
+    await feed.read(socket, is_past)
+
+    assert (socket.connections, feed.books) == (1, [])
+
+
+async def test_prices_come_without_books_where_those_exceed_the_plan(feed: Feed) -> None:
+    feed.simulator.faults.inject("data_symbol_limit", after=1)
+    socket = feed.socket(with_depth=True)
+
+    def enough(ticks: list[Tick]) -> bool:
+        return socket.topics == len(TOPICS) and several_of_both(ticks)
+
+    await feed.read(socket, enough)
+
+    assert (socket.connections, feed.books) == (1, [])
+
+
+async def test_books_come_again_over_a_new_connection(feed: Feed) -> None:
+    feed.simulator.faults.inject("data_abort", after=8)
+    socket = feed.socket(with_depth=True)
+    before: list[int] = []
+
+    def is_back(ticks: list[Tick]) -> bool:
+        if socket.connections >= 2 and not before:
+            before.append(len(feed.books))
+        return bool(before) and len(feed.books) > before[0] + 3
+
+    await feed.read(socket, is_back)
+
+    assert socket.state == "live"
+
+
+async def test_the_lost_snapshot_of_a_book_costs_the_connection(feed: Feed) -> None:
+    del feed.simulator.market.master.by_topic["dp|nse_cm|3045"]  # no snapshot comes of the book
+    feed.simulator.faults.inject("data_unknown_topic", count=10_000)
+    socket = feed.socket(with_depth=True, times=QUICK)
+
+    def left(_: list[Tick]) -> bool:
+        return f"no snapshot has come of the book of {SBIN}" in socket.problem
+
+    await feed.read(socket, left)
+
+    assert feed.books == []
 
 
 @pytest.mark.parametrize(("failures", "least", "most"), [(0, 0.25, 0.5), (3, 2, 4), (99, 30, 60)])

@@ -4,11 +4,23 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorded_session import CONFIG_DIR, session_settings
 
-from actors.messages import Alert, ExecutionReport, PlaceOrder, Tick, TimeEvent
+from actors.market_feed import MarketFeedActor
+from actors.messages import (
+    Alert,
+    Bar,
+    Depth,
+    ExecutionReport,
+    OptionChain,
+    PlaceOrder,
+    Tick,
+    TimeEvent,
+)
+from actors.policies import FeedSettings
 from daemon.clock import SystemClock
 from daemon.fyers_sim_venue import fyers_sim_venue
 from daemon.history import CandleTable
@@ -35,9 +47,11 @@ def markets(tmp_path: Path) -> list[Market]:
 
 
 @asynccontextmanager
-async def opened(folder: Path, markets: list[Market], alerts: list[Alert]) -> AsyncIterator[Venue]:
+async def opened(
+    folder: Path, markets: list[Market], alerts: list[Alert], **changes: Any
+) -> AsyncIterator[Venue]:
     plan = make_plan(
-        session_settings(folder),
+        session_settings(folder, **changes),
         load_instruments(CONFIG_DIR, demo=True).catalogue,
         load_sessions(CONFIG_DIR),
         markets,
@@ -87,6 +101,35 @@ async def test_the_candles_arrive_exactly_and_so_does_the_end_of_each(
     assert times == sorted(set(times))
     assert set(table.close_ns.tolist()) <= set(times)
     assert alerts == []
+
+
+async def test_with_depth_books_come_beside_the_candles_and_every_bar_has_an_imbalance(
+    tmp_path: Path, markets: list[Market]
+) -> None:
+    async with opened(tmp_path, markets, []) as venue:
+        without: list[MarketEvent] = [event async for event in venue.events]
+    async with opened(tmp_path, markets, [], **{"feed.depth": True}) as venue:
+        events: list[MarketEvent] = [event async for event in venue.events]
+
+    books = [event for event in events if isinstance(event, Depth)]
+    assert len(books) >= 4 * BARS
+    assert [one for one in events if isinstance(one, Tick)] == [
+        one for one in without if isinstance(one, Tick)
+    ]
+    assert not any(isinstance(event, Depth) for event in without)
+    catalogue = load_instruments(CONFIG_DIR, demo=True).catalogue
+    feed = MarketFeedActor(
+        FeedSettings(), catalogue, load_sessions(CONFIG_DIR), {"EURUSD": markets[0].table.timeframe}
+    )
+    bars = [
+        output
+        for event in events
+        if not isinstance(event, OptionChain)
+        for output in feed.handle(event)
+        if isinstance(output, Bar)
+    ]
+    assert len(bars) == BARS
+    assert all(bar.depth_imbalance is not None for bar in bars)
 
 
 async def test_an_order_fills_at_the_next_instant_and_not_at_the_price_it_was_decided_on(

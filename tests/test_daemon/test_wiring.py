@@ -61,7 +61,7 @@ def test_streams_with_numbers_have_one_writer() -> None:
 
 
 def test_what_must_be_handled_in_the_end_are_the_streams_with_numbers() -> None:
-    assert INPUT_STREAMS["market_feed"] == ("tick", "time", "context")
+    assert INPUT_STREAMS["market_feed"] == ("tick", "time", "context", "depth")
     assert INPUT_STREAMS["risk"] == ("decision", "position", "chain", "time")
     assert INPUT_STREAMS["order_gateway"] == ("order",)
     assert set(INPUT_STREAMS) == {*NAMES, "order_gateway"}

@@ -19,7 +19,7 @@ from command_line import (
     write_candles,
 )
 
-from actors.messages import PlaceOrder
+from actors.messages import Bar, Depth, PlaceOrder
 from daemon.replay import Recording
 from daemon.wiring import NAMES
 
@@ -48,6 +48,7 @@ def embedded() -> Iterator[Demo]:
     with a_sandbox() as sandbox:
         sandbox.be_patient()
         sandbox.set("session.model_dir", RELEASED_MODELS)
+        sandbox.set("feed.depth", "true")
         yield Demo(sandbox, sandbox.run("demo", "--duration", SECONDS, "--json"))
 
 
@@ -79,6 +80,19 @@ def test_the_demo_trades_the_embedded_candles_with_the_released_model(embedded: 
     for hop in ("bar_to_context", "context_to_decision", "decision_to_verdict"):
         assert 0 < answer["hops_us"][hop]["p50"] <= answer["hops_us"][hop]["p99"]
     assert 0 < answer["tick_to_decision_us"]["p50"] <= answer["tick_to_decision_us"]["p99"]
+
+
+def test_order_books_are_in_its_recording_and_their_imbalance_on_the_bars(embedded: Demo) -> None:
+    entries = Recording(embedded.recording).entries.values()
+    messages = [envelope.message for envelope in entries]
+
+    books = [message for message in messages if isinstance(message, Depth)]
+    bars = [message for message in messages if isinstance(message, Bar)]
+    assert {(book.instrument, len(book.bids), len(book.asks)) for book in books} == {
+        ("EURUSD", 5, 5)
+    }
+    assert bars
+    assert all(bar.depth_imbalance is not None for bar in bars)
 
 
 def test_its_logs_are_in_a_file_and_its_processes_gone(embedded: Demo) -> None:

@@ -6,7 +6,7 @@ from random import Random
 
 import aiohttp
 
-from actors.messages import Alert, PlaceOrder
+from actors.messages import Alert, Depth, PlaceOrder
 from daemon.brokers.fyers.broker import FyersBroker, Product
 from daemon.brokers.fyers.data_socket import DataSocket, nobody_hears
 from daemon.brokers.fyers.ledger import RateLedger
@@ -32,7 +32,8 @@ class FyersAccount:
 
     `symbols` maps each instrument to the broker's symbol. `is_open` says whether a silent feed is a
     dead one, at an instant of `market_clock`; all else goes by `clock`. `recall` finds an order of
-    an earlier start by its tag. `on_feed_lost` hears of each data connection that has ended.
+    an earlier start by its tag. `on_feed_lost` hears of each data connection that has ended. With
+    `on_depth` order books are subscribed beside the prices.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class FyersAccount:
         random: Random,
         on_alert: Callable[[Alert], None],
         on_feed_lost: Callable[[], Awaitable[None]] = nobody_hears,
+        on_depth: Callable[[Depth], Awaitable[None]] | None = None,
         products: Mapping[str, Product] | None = None,
         times: Times | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class FyersAccount:
             times=times.data,
             on_alert=on_alert,
             on_lost=on_feed_lost,
+            on_depth=on_depth,
         )
         self.order_socket = OrderSocket(
             endpoints.order_socket,

@@ -14,7 +14,7 @@ from typing import Final
 
 import aiohttp
 
-from actors.messages import Alert, Tick
+from actors.messages import Alert, Depth, DepthLevel, Tick
 from daemon.brokers.fyers import hsm
 from daemon.brokers.fyers.reconnecting import ReconnectingSocket, SocketTimes
 from daemon.clock import Clock
@@ -42,8 +42,10 @@ class DataSocket(ReconnectingSocket):
     `session_key` returns a key that is good now; it is asked before every connection, since keys
     die daily. `resolve` returns the symbol of each topic to subscribe. `is_open` says whether the
     market trades at an instant: a closed market may be silent. `on_alert` hears once per outage
-    what only a person can mend, `on_lost` of each connection that has ended. Event times are the
-    exchange's, in whole seconds. Use from one event loop, with one reader.
+    what only a person can mend, `on_lost` of each connection that has ended. With `on_depth` the
+    order books are subscribed too, but for an index, and it is awaited with each, in their order
+    with the ticks; prices do not depend on them: they come without, where books are refused. Event
+    times of ticks are the exchange's, in whole seconds. Use from one event loop, with one reader.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DataSocket(ReconnectingSocket):
         times: SocketTimes | None = None,
         on_alert: Callable[[Alert], None] = lambda _: None,
         on_lost: Callable[[], Awaitable[None]] = nobody_hears,
+        on_depth: Callable[[Depth], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(
             "data_socket",
@@ -74,10 +77,19 @@ class DataSocket(ReconnectingSocket):
         self._resolve = resolve
         self._is_open = is_open
         self._on_lost = on_lost
-        self._symbols: Mapping[str, str] = {}  # topic -> symbol
+        self._on_depth = on_depth
+        self._symbols: Mapping[str, str] = {}  # topic of prices -> symbol
+        self._books: dict[str, str] = {}  # topic of depth -> symbol
+        self._unread_books: set[str] = set()  # topics of which nothing has come on this connection
+        self._price_answers = 0  # still to come, to subscriptions of prices
         self._seen_ns: dict[str, int] = {}  # symbol -> monotonic time of its last record
         self._connected_ns = 0  # monotonic
         self._has_flowed = False  # whether data has ever come
+
+    @property
+    def topics(self) -> int:
+        """How many topics this connection asked for, books included."""
+        return len(self._symbols) + len(self._books)
 
     def silent(self, silence_s: float) -> list[str]:
         """Return the subscribed symbols without a record for so long; none in a closed market."""
@@ -133,8 +145,7 @@ class DataSocket(ReconnectingSocket):
             decoder = hsm.Decoder()
             async with asyncio.timeout(self._times.connect_s):
                 ack_every = await self._log_in(socket, decoder, key)
-            for frame in hsm.subscribe(list(self._symbols), CHANNEL):
-                await socket.send_bytes(frame)
+            await self._subscribe(socket)
             self._connected_ns = self._clock.monotonic_ns()
             self.state = "live"
             async with aclosing(self._stream(socket, decoder, ack_every)) as stream:
@@ -142,6 +153,18 @@ class DataSocket(ReconnectingSocket):
                     yield tick
         finally:
             await socket.close()
+
+    async def _subscribe(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Ask for prices, then for books: a request beyond the plan's limit is refused as one."""
+        books = self._symbols.items() if self._on_depth is not None else ()
+        self._books = {
+            book: symbol for topic, symbol in books if (book := hsm.depth_topic(topic)) is not None
+        }
+        self._unread_books = set(self._books)
+        prices = hsm.subscribe(list(self._symbols), CHANNEL)
+        self._price_answers = len(prices)
+        for frame in (*prices, *hsm.subscribe(list(self._books), CHANNEL)):
+            await socket.send_bytes(frame)
 
     async def _log_in(
         self, socket: aiohttp.ClientWebSocketResponse, decoder: hsm.Decoder, key: str
@@ -168,8 +191,7 @@ class DataSocket(ReconnectingSocket):
                 message = None
             decoded = None if message is None else self._decoded(decoder, message)
             monotonic_ns = self._clock.monotonic_ns()
-            brings_data = isinstance(decoded, hsm.Data) and bool(decoded.records)
-            if brings_data or not self._is_open(self._clock.now_ns()):
+            if self._brings_prices(decoded) or not self._is_open(self._clock.now_ns()):
                 last_data_ns = monotonic_ns
             elif monotonic_ns - last_data_ns > self._times.silence_s * _NS_PER_SECOND:
                 raise BrokerUnavailable(
@@ -191,6 +213,8 @@ class DataSocket(ReconnectingSocket):
                 tick = self._tick(record, monotonic_ns)
                 if tick is not None:
                     yield tick
+                elif record.topic.name in self._books:
+                    await self._tell_depth(record)
             records += len(decoded.records)
             if records >= _RECORDS_PER_TURN:
                 records = 0
@@ -210,6 +234,14 @@ class DataSocket(ReconnectingSocket):
             return None
         raise BrokerUnavailable(f"the connection ended: {message.type.name} {message.data or ''}")
 
+    def _brings_prices(self, decoded: hsm.Data | hsm.Answer | hsm.Notice | None) -> bool:
+        """Tell whether a frame is what the connection is kept for: books alone are no market."""
+        if not isinstance(decoded, hsm.Data) or not decoded.records:
+            return False
+        return not self._books or any(
+            record.topic.name in self._symbols for record in decoded.records
+        )
+
     def _check_snapshots(self, monotonic_ns: int) -> None:
         """Leave a connection on which the snapshot of a symbol was lost: nothing after it can be
         read, and it is not sent again."""
@@ -218,6 +250,7 @@ class DataSocket(ReconnectingSocket):
             for symbol in set(self._symbols.values())
             if self._seen_ns.get(symbol, 0) < self._connected_ns
         )
+        missing += sorted(f"the book of {self._books[topic]}" for topic in self._unread_books)
         waited_ns = monotonic_ns - self._connected_ns
         if missing and waited_ns > self._times.silence_s * _NS_PER_SECOND:
             raise BrokerUnavailable(f"no snapshot has come of {', '.join(missing)}")
@@ -226,8 +259,20 @@ class DataSocket(ReconnectingSocket):
         """Say so when the server turns a request down; it does not say which topics it means."""
         if isinstance(decoded, hsm.Notice):
             self._log.error("notice of the data socket", code=decoded.code, reason=decoded.text)
-        elif isinstance(decoded, hsm.Answer) and not decoded.is_accepted:
-            raise BrokerUnavailable(f"request of type {decoded.type} was refused")
+            kind, is_refused = decoded.about, True
+        elif isinstance(decoded, hsm.Answer):
+            kind, is_refused = decoded.type, not decoded.is_accepted
+        else:
+            return
+        is_about_books = kind == hsm.SUBSCRIBE and self._price_answers <= 0
+        if kind == hsm.SUBSCRIBE:
+            self._price_answers -= 1
+        if is_refused and is_about_books:
+            self._log.error("depth was refused: prices come without it")
+            self._books.clear()
+            self._unread_books.clear()
+        elif is_refused and isinstance(decoded, hsm.Answer):
+            raise BrokerUnavailable(f"request of type {kind} was refused")
 
     def _tick(self, record: hsm.Record, monotonic_ns: int) -> Tick | None:
         """Return a record as a tick; None without a price, for depth, and if not subscribed."""
@@ -236,6 +281,25 @@ class DataSocket(ReconnectingSocket):
             return None
         self._seen_ns[symbol] = monotonic_ns
         return tick_of(record, symbol, self._clock)
+
+    async def _tell_depth(self, record: hsm.Record) -> None:
+        assert self._on_depth is not None
+        name = record.topic.name
+        self._unread_books.discard(name)
+        await self._on_depth(depth_of(record, self._books[name], self._clock))
+
+
+def depth_of(record: hsm.Record, symbol: str, clock: Clock) -> Depth:
+    """Return a depth record as a message, of the time of receipt: the wire gives it none."""
+    topic, values = record
+    bids, asks = (
+        tuple(
+            DepthLevel(level.price, level.quantity, level.orders)
+            for level in topic.levels(values, bids=bids)
+        )
+        for bids in (True, False)
+    )
+    return Depth(instrument=symbol, bids=bids, asks=asks, received_ns=clock.now_ns())
 
 
 def tick_of(record: hsm.Record, symbol: str, clock: Clock) -> Tick | None:

@@ -210,6 +210,15 @@ def unsubscribe(topics: Sequence[str], channel: int) -> list[bytes]:
     return list(_listed(UNSUBSCRIBE, topics, channel))
 
 
+def depth_topic(topic: str) -> str | None:
+    """Return the topic of the order book of what another topic is about; None: an index has none.
+
+    topic: that of its prices.
+    """
+    kind, _, contract = topic.partition("|")
+    return f"dp|{contract}" if kind == "sf" else None
+
+
 def mode(channels: Iterable[int], *, is_lite: bool) -> bytes:
     """Choose whether channels carry all fields or the last price alone."""
     return _request(MODE, [(1, _bitmap(channels)), (2, b"L" if is_lite else b"F")])
