@@ -162,6 +162,8 @@ class ReasoningActor(Actor[Input, Decision]):
         # One row of features needs this many bars, whatever the settings say.
         self._needed_bars = max(settings.warm_up_bars, WARMUP_BARS + 1)
         self._window_bars = WINDOW_BARS if thinker is None else thinker.config.inputs.window_bars
+        # What a model has seen as noise alone would be read through untrained weights.
+        self._reads_depth = thinker is not None and thinker.config.inputs.depth
         self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by instrument and timeframe
         self._contexts: dict[tuple[str, str], MarketContext] = {}  # the last of each
         self._closes: dict[tuple[str, str], int] = {}  # when the last bar of each ended
@@ -245,7 +247,7 @@ class ReasoningActor(Actor[Input, Decision]):
         else:
             window, problem = window.copy(), None
             try:
-                _add(window, context.bar, timeframe_minutes(partial.timeframe) * _NS_PER_MINUTE)
+                self._add(window, context.bar)
             except ValueError as error:
                 problem = str(error)
             considered = self._consider(context, window, since_ns, problem)
@@ -365,14 +367,31 @@ class ReasoningActor(Actor[Input, Decision]):
             return None  # such bars were not in what the model was trained on
         key = (bar.instrument, bar.timeframe)
         try:
-            bar_ns = timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
             if key not in self._windows:
-                self._windows[key] = FeatureWindow(bar_ns, self._window_bars)
-            _add(self._windows[key], bar, bar_ns)
+                self._windows[key] = FeatureWindow(_length_ns(bar), self._window_bars)
+            self._add(self._windows[key], bar)
         except ValueError as error:
             return str(error)
-        self._closes[key] = bar.open_ns + bar_ns
+        self._closes[key] = bar.open_ns + _length_ns(bar)
         return None
+
+    def _add(self, window: FeatureWindow, bar: Bar) -> None:
+        """Take a bar into a window; ValueError for one that cannot be true.
+
+        It counts as ending a full bar after its open, also where the session cut it short: so it
+        does in the candles that the model was trained on, which carry only that time.
+        """
+        window.add(
+            float(bar.open),
+            float(bar.high),
+            float(bar.low),
+            float(bar.close),
+            float(bar.volume),
+            bar.open_ns + _length_ns(bar),
+            days_to_expiry=bar.days_to_expiry,
+            spread=None if bar.spread is None else float(bar.spread),
+            depth_imbalance=bar.depth_imbalance if self._reads_depth else None,
+        )
 
     def _observe(self, context: MarketContext, window: FeatureWindow) -> Observation:
         """Turn window, account and context into what the model reads."""
@@ -449,22 +468,8 @@ class ReasoningActor(Actor[Input, Decision]):
         return math.copysign(share, position.net_quantity)
 
 
-def _add(window: FeatureWindow, bar: Bar, bar_ns: int) -> None:
-    """Take a bar into a window; ValueError for one that cannot be true.
-
-    It counts as ending a full bar after its open, also where the session cut it short: so it does
-    in the candles that the model was trained on, which carry only that time.
-    """
-    window.add(
-        float(bar.open),
-        float(bar.high),
-        float(bar.low),
-        float(bar.close),
-        float(bar.volume),
-        bar.open_ns + bar_ns,
-        days_to_expiry=bar.days_to_expiry,
-        spread=None if bar.spread is None else float(bar.spread),
-    )
+def _length_ns(bar: Bar) -> int:
+    return timeframe_minutes(bar.timeframe) * _NS_PER_MINUTE
 
 
 def _sign(position: Position | None) -> int:

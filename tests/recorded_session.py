@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import OPEN_NS, SECOND_NS
+from builders import OPEN_NS, SECOND_NS, a_depth
 from model_builders import a_card, a_config
 
-from actors.messages import Alert, KillSwitch
+from actors.messages import Alert, KillSwitch, Tick
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
@@ -76,9 +76,9 @@ def write_candles(folder: Path, days: int = 2) -> Path:
     return path
 
 
-def release_tiny_model(folder: Path) -> None:
+def release_tiny_model(folder: Path, *, reads_depth: bool = False) -> None:
     """Release a model that takes the real features and has strong opinions for no reason."""
-    config = a_config(inputs={"n_features": len(FEATURE_NAMES)})
+    config = a_config(inputs={"n_features": len(FEATURE_NAMES), "depth": reads_depth})
     torch.manual_seed(_MODEL_SEED)
     model = HierarchicalReasoningModel(config)
     with torch.no_grad():
@@ -123,13 +123,19 @@ def session_plan(state_dir: Path, markets: list[Market], **changes: Any) -> Sess
 
 
 async def record_session(
-    state_dir: Path, *, in_lock_step: bool = True, **changes: Any
+    state_dir: Path,
+    *,
+    in_lock_step: bool = True,
+    has_depth: bool = False,
+    reads_depth: bool = False,
+    **changes: Any,
 ) -> RecordedSession:
     """Run a session to the end of its candles and close its recording.
 
-    Out of lock step events are published as many at a time as wait. changes: of settings.
+    Out of lock step events are published as many at a time as wait. has_depth: a made-up order book
+    follows each tick; reads_depth: the model is one that knows them. changes: of settings.
     """
-    release_tiny_model(state_dir / "models")
+    release_tiny_model(state_dir / "models", reads_depth=reads_depth)
     catalogue = load_instruments(CONFIG_DIR, {}).catalogue
     markets = load_markets([write_candles(state_dir)], [], catalogue)
     plan = session_plan(state_dir, markets, **changes)
@@ -141,7 +147,8 @@ async def record_session(
     latch = KillSwitchLatch(state_dir, plan.prefix, time.time_ns, announce=control.publish)
     await latch.release("a test", "test")
     broker = SimulatedBroker(workshop.catalogue, SimulationSettings(), workshop.calendar)
-    source = TickSource(_events(markets, plan), bus, on_tick=broker.on_tick)
+    events = _events(markets, plan, has_depth=has_depth)
+    source = TickSource(events, bus, on_tick=broker.on_tick)
     outbox = await Outbox(None).open()
     gateway = OrderGateway(
         bus,
@@ -181,10 +188,17 @@ async def record_session(
     return RecordedSession(folder, plan, bus, statistics, lost)
 
 
-async def _events(markets: list[Market], plan: SessionPlan) -> AsyncIterator[MarketEvent]:
+async def _events(
+    markets: list[Market], plan: SessionPlan, *, has_depth: bool
+) -> AsyncIterator[MarketEvent]:
+    draw = random.Random(9)
     for event in market_events(
         [(market.instrument, market.table.timeframe, market.table) for market in markets],
         seed=plan.seed,
         wall_ns=time.time_ns,
     ):
         yield event
+        if has_depth and isinstance(event, Tick):
+            bid, ask = event.last_price, event.last_price + 1
+            wanted, offered = ({str(price): draw.randint(1, 500)} for price in (bid, ask))
+            yield a_depth(wanted, offered, event.event_ns)

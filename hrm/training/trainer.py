@@ -63,6 +63,13 @@ class Run:
     precision: Precision = "float32"
     processes: int = 1
 
+    def __post_init__(self) -> None:
+        if self.config.inputs.depth:
+            raise ValueError(
+                "inputs.depth is true but candles carry no order books to learn from: set it to "
+                "false"
+            )
+
     def fingerprint(self) -> str:
         """Return a digest of it all: runs with the same one give the same weights."""
         what = {

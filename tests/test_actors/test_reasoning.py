@@ -551,6 +551,20 @@ def test_the_model_is_told_of_spread_and_expiry_where_the_bar_is() -> None:
     assert told[2] > 0
 
 
+@pytest.mark.parametrize(("is_trained_on_depth", "known"), [(True, [-0.5, 1.0]), (False, [0, 0.5])])
+def test_the_book_is_shown_to_a_model_that_was_trained_on_books_alone(
+    is_trained_on_depth: bool, known: list[float]
+) -> None:
+    thinker = ScriptedThinker()
+    thinker.config = thinker.config.changed(inputs={"depth": is_trained_on_depth})
+    actor = an_actor(thinker)
+
+    outputs_of(actor, *contexts(NEEDED, spread=Decimal(2), depth_imbalance=-0.5))
+
+    columns = [FEATURE_NAMES.index(name) for name in ("depth_imbalance", "depth_known")]
+    assert thinker.observations[-1].bars[-1, columns].tolist() == known
+
+
 def test_a_bar_of_an_auction_is_a_hold_and_not_shown_to_the_model() -> None:
     thinker, plain = ScriptedThinker(action=0), ScriptedThinker(action=0)
     actor, without = an_actor(thinker), an_actor(plain)

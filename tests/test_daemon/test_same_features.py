@@ -21,11 +21,11 @@ from recorded_session import (
     write_candles,
 )
 
-from actors.messages import Decision
+from actors.messages import Decision, Depth
 from daemon.backtest import BacktestService, prepare
 from daemon.history import load_candles
 from daemon.replay import replay_session
-from hrm.features import FeatureWindow, bar_features
+from hrm.features import FEATURE_NAMES, FeatureWindow, bar_features
 
 Windows = list[NDArray[np.float32]]
 Noting = Callable[[], AbstractContextManager[Windows]]
@@ -106,6 +106,29 @@ def test_decisions_within_bars_are_the_same_in_replay_and_backtest_and_only_lead
     assert set(within) <= {"HOLD", "CLOSE_LONG", "CLOSE_SHORT"}
     assert len(within) > 1, "some of them must lead out"
     assert sum(not decision.within_bar for decision in decisions) == BARS
+
+
+def test_books_are_shown_alike_to_a_model_that_knows_them_and_to_no_other(
+    reading: Noting, tmp_path: Path
+) -> None:
+    with reading() as live:
+        session = asyncio.run(record_session(tmp_path, has_depth=True, reads_depth=True))
+    with reading() as replayed:
+        assert replay_session(session.folder).identical
+    with reading() as blind:
+        asyncio.run(record_session(made(tmp_path / "blind"), has_depth=True))
+    other = made(tmp_path / "backtest")
+    release_tiny_model(other / "models")
+    loaded = prepare([write_candles(other)], [], config=CONFIG_DIR)
+    with reading() as without:
+        BacktestService(replace(loaded, settings=session_settings(other))).run_alone()
+
+    assert [w.tobytes() for w in live] == [w.tobytes() for w in replayed]
+    assert [w.tobytes() for w in blind] == [w.tobytes() for w in without]
+    assert live[-1][:, FEATURE_NAMES.index("depth_known")].tolist() == [0.5] * len(live[-1])
+    imbalances = live[-1][:, FEATURE_NAMES.index("depth_imbalance")]
+    assert len(set(imbalances.tolist())) == len(imbalances)
+    assert len(asyncio.run(session.bus.entries(Depth.stream))) == 4 * BARS
 
 
 def made(folder: Path) -> Path:

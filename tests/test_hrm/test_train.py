@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from model_builders import a_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_builders import some_candles, write_candles
@@ -23,7 +24,10 @@ from hrm.features import FEATURE_NAMES, FEATURE_SCHEMA_SHA256
 from hrm.integrity import load_release
 from hrm.manifest import read_manifest
 from hrm.training import checkpoint, evaluation
+from hrm.training.deep_supervision import SupervisionSettings
+from hrm.training.market_table import LabelSettings
 from hrm.training.train import train_command
+from hrm.training.trainer import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +181,17 @@ def test_doubtful_candles_are_refused_before_anything_is_trained(tmp_path: Path)
     assert result.exit_code == 1
     assert "only 100 bars" in result.stderr
     assert not list((tmp_path / "runs").rglob("checkpoint*"))
+
+
+def test_no_training_claims_to_have_seen_order_books() -> None:
+    with pytest.raises(ValueError, match="candles carry no order books"):
+        Run(
+            config=a_config(inputs={"depth": True}),
+            labels=LabelSettings(),
+            supervision=SupervisionSettings(steps=1, learning_rate=0.001),
+            seed=1,
+            candles=(some_candles(),),
+        )
 
 
 def test_candles_that_never_move_are_refused_by_the_quality_gate(tmp_path: Path) -> None:
