@@ -16,6 +16,7 @@ from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.past_candles import PastCandles
 from daemon.brokers.fyers.rest import Endpoints
 from daemon.brokers.fyers.token_keeper import TokenKeeper
+from daemon.brokers.fyers.transport import Transport
 from daemon.clock import Clock
 from daemon.option_chains import CHAINS_EVERY_S, OptionChains
 from daemon.outbox import Outbox
@@ -50,6 +51,7 @@ class FyersConnection:
         market_clock: Clock,
         times: Times | None = None,
         warm_up_bars: int | None = None,
+        transport: Transport | None = None,
     ) -> None:
         workshop = Workshop.of(plan)
         self.instruments = list(workshop.catalogue)
@@ -72,6 +74,7 @@ class FyersConnection:
             on_depth=self._depth_came if workshop.settings.feed.depth else None,
             products={one.symbol: product_of(one) for one in self.instruments},
             times=times,
+            transport=transport,
         )
         has_options = workshop.settings.execution.trade_index_through == "options"
         self.chains = OptionChains(

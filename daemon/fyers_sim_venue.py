@@ -25,6 +25,7 @@ from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.login import LoginFields, Token, log_in
 from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers.rest import CallTimes, simulated
+from daemon.brokers.fyers.sdk import transport_of
 from daemon.brokers.fyers.token_keeper import TokenKeeper
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.brokers.fyers_simulator.instruments import IST
@@ -134,11 +135,16 @@ async def connected(
     async with aiohttp.ClientSession() as http:
         keeper = _login(simulator, http, clock, teller)
         await keeper.renew()
-        with RateLedger(folder / _LEDGER, clock, _BUDGET) as ledger:
+        endpoints = simulated(simulator.urls.base)
+        named = Workshop.of(plan).settings.broker.transport
+        with (
+            RateLedger(folder / _LEDGER, clock, _BUDGET) as ledger,
+            transport_of(named, http, endpoints, times.call.answer_s) as transport,
+        ):
             yield FyersConnection(
                 plan,
                 http,
-                simulated(simulator.urls.base),
+                endpoints,
                 keeper,
                 ledger,
                 teller,
@@ -146,6 +152,7 @@ async def connected(
                 clock=clock,
                 market_clock=_MarketClock(lambda: simulator.now_ns, clock),
                 times=times,
+                transport=transport,
             )
 
 

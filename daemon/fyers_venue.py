@@ -18,7 +18,8 @@ from actors.session import SessionCalendar
 from daemon.alert_teller import AlertTeller
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.login import FIELD_VARIABLES, TokenStore, fields_from
-from daemon.brokers.fyers.rest import Endpoints, simulated
+from daemon.brokers.fyers.rest import CallTimes, Endpoints, simulated
+from daemon.brokers.fyers.sdk import transport_of
 from daemon.brokers.fyers.token_keeper import TokenKeeper
 from daemon.clock import Clock, ShiftedClock
 from daemon.errors import BrokerUnavailable, ConfigError
@@ -127,7 +128,13 @@ def fyers_venue(
         keeper = _keeper(folder, endpoints, clock, teller, environment)
         await keeper.renew()
         async with aiohttp.ClientSession() as http:
-            with RateLedger(folder / LEDGER, clock) as ledger:
+            settings = Workshop.of(plan).settings
+            with (
+                RateLedger(folder / LEDGER, clock) as ledger,
+                transport_of(
+                    settings.broker.transport, http, endpoints, CallTimes().answer_s
+                ) as transport,
+            ):
                 connection = FyersConnection(
                     plan,
                     http,
@@ -138,7 +145,8 @@ def fyers_venue(
                     outbox,
                     clock=clock,
                     market_clock=market_clock,
-                    warm_up_bars=Workshop.of(plan).settings.feed.warm_up_bars,
+                    warm_up_bars=settings.feed.warm_up_bars,
+                    transport=transport,
                 )
                 # Off, it is no part at all.
                 reading = partial(connection.keep_reading_chains, market_clock)

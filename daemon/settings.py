@@ -127,10 +127,13 @@ class BusSettings(DaemonSettings):
 
 
 class BrokerSettings(DaemonSettings):
-    """Say whether orders may cost real money."""
+    """Say whether orders may cost real money, and how they reach the broker."""
 
     allow_real_orders: bool = False
     """Let `run --broker fyers` trade at the real broker; off, it is refused."""
+    transport: Literal["own", "sdk"] = "own"
+    """What makes the REST calls of a session: our own client, or the official SDK. Sockets are
+    always ours."""
 
 
 class SessionSettings(DaemonSettings):

@@ -14,6 +14,7 @@ from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.order_socket import OrderSocket
 from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers.rest import CallTimes, FyersRest, simulated
+from daemon.brokers.fyers.transport import Transport
 from daemon.brokers.fyers_simulator import DEFAULT_START, FyersSimulator
 from daemon.brokers.fyers_simulator.hours import TradingHours
 from daemon.brokers.fyers_simulator.listing import build_master
@@ -36,7 +37,11 @@ class Account:
     """A simulated broker and our broker on it, listening."""
 
     def __init__(
-        self, simulator: FyersSimulator, http: aiohttp.ClientSession, ledger: RateLedger
+        self,
+        simulator: FyersSimulator,
+        http: aiohttp.ClientSession,
+        ledger: RateLedger,
+        transport: Transport | None = None,
     ) -> None:
         self.simulator = simulator
         self.http = http
@@ -55,6 +60,7 @@ class Account:
             clock=SystemClock(),
             random=Random(1),
             times=QUICK,
+            transport=transport,
         )
         self.broker = self.new_broker()
 

@@ -14,6 +14,8 @@ from actors.messages import ExecutionReport, PlaceOrder
 from daemon.brokers.base import Broker
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.order_socket import DayPosition, Subscribed, event_of
+from daemon.brokers.fyers.rest import simulated
+from daemon.brokers.fyers.sdk import transport_of
 from daemon.brokers.fyers_books import OrderRow, TradeRow
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import SystemClock
@@ -25,12 +27,17 @@ from daemon.outbox import Outbox
 POST, DELETE = "POST /api/v3/orders/sync", "DELETE /api/v3/orders/sync"
 
 
-@pytest.fixture
-async def account(tmp_path: Path) -> AsyncIterator[Account]:
+@pytest.fixture(params=["own", "sdk"])
+async def account(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Account]:
+    """An account whose calls go by our client, and one where the SDK makes them."""
     settings = SimulatorSettings(seed=3, limits=None)
     async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
-        with RateLedger(tmp_path / "calls", SystemClock(), AMPLE) as ledger:
-            account = Account(simulator, http, ledger)
+        endpoints = simulated(simulator.urls.base)
+        with (
+            RateLedger(tmp_path / "calls", SystemClock(), AMPLE) as ledger,
+            transport_of(request.param, http, endpoints, WAIT_S) as transport,
+        ):
+            account = Account(simulator, http, ledger, transport)
             async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(account.broker.run())
                 collecting = tasks.create_task(account.collect())

@@ -5,11 +5,14 @@ import base64
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import aiohttp
 import msgspec
@@ -27,6 +30,8 @@ from daemon.brokers.fyers.rest import (
     scrubbed,
     simulated,
 )
+from daemon.brokers.fyers.sdk import SdkTransport, TransportName, transport_of
+from daemon.brokers.fyers.transport import Call, Transport
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import NS_PER_SECOND, SystemClock
 from daemon.errors import (
@@ -51,7 +56,11 @@ class World:
     """A simulated broker, and our client of it."""
 
     def __init__(
-        self, simulator: FyersSimulator, http: aiohttp.ClientSession, ledger: RateLedger
+        self,
+        simulator: FyersSimulator,
+        http: aiohttp.ClientSession,
+        ledger: RateLedger,
+        transport: Transport,
     ) -> None:
         self.simulator = simulator
         self.http = http
@@ -67,6 +76,7 @@ class World:
             clock=SystemClock(),
             random=Random(1),
             times=QUICK,
+            transport=transport,
         )
 
     @property
@@ -82,41 +92,58 @@ class World:
         )
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+@asynccontextmanager
+async def a_world(folder: Path, transport: TransportName = "own") -> AsyncIterator[World]:
     settings = SimulatorSettings(seed=3)
     async with FyersSimulator(settings) as simulator, aiohttp.ClientSession() as http:
-        with RateLedger(tmp_path / "calls", SystemClock()) as ledger:
-            yield World(simulator, http, ledger)
+        endpoints = simulated(simulator.urls.base)
+        with (
+            RateLedger(folder / "calls", SystemClock()) as ledger,
+            transport_of(transport, http, endpoints, QUICK.answer_s) as chosen,
+        ):
+            yield World(simulator, http, ledger, chosen)
 
 
-async def test_reads_return_what_the_broker_has(world: World) -> None:
-    assert (await world.rest.profile())["fy_id"] == world.simulator.account.client_id
-    assert await world.rest.orders() == []
-    assert await world.rest.trades() == []
-    assert await world.rest.positions() == []
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as world:
+        yield world
 
 
-async def test_an_order_is_placed_and_found(world: World) -> None:
-    answer = await world.rest.write("POST", "/orders/sync", ORDER)
+@pytest.fixture(params=["own", "sdk"])
+async def either(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A world whose calls go by our client, and one where the SDK makes them."""
+    async with a_world(tmp_path, request.param) as world:
+        yield world
 
-    (order,) = await world.rest.orders()
+
+async def test_reads_return_what_the_broker_has(either: World) -> None:
+    assert (await either.rest.profile())["fy_id"] == either.simulator.account.client_id
+    assert await either.rest.orders() == []
+    assert await either.rest.trades() == []
+    assert await either.rest.positions() == []
+
+
+async def test_an_order_is_placed_and_found(either: World) -> None:
+    answer = await either.rest.write("POST", "/orders/sync", ORDER)
+
+    (order,) = await either.rest.orders()
     assert order["id"] == answer["id"]
     assert order["orderTag"] == "1:a1"
 
 
-async def test_candles_have_exact_prices(world: World) -> None:
-    now_s = world.simulator.now_ns // NS_PER_SECOND
+async def test_candles_have_exact_prices(either: World) -> None:
+    now_s = either.simulator.now_ns // NS_PER_SECOND
 
-    candles = await world.rest.history(SBIN, "5", now_s - 3600, now_s)
+    candles = await either.rest.history(SBIN, "5", now_s - 3600, now_s)
 
     assert candles
     assert all(isinstance(candle[4], Decimal) for candle in candles)
     assert [candle[0] for candle in candles] == sorted({candle[0] for candle in candles})
 
 
-async def test_topics_are_those_of_the_data_socket(world: World) -> None:
-    topics = await world.rest.topics([SBIN, NIFTY])
+async def test_topics_are_those_of_the_data_socket(either: World) -> None:
+    topics = await either.rest.topics([SBIN, NIFTY])
 
     assert topics["if|nse_cm|Nifty 50"] == NIFTY
     assert SBIN in topics.values()
@@ -139,39 +166,39 @@ async def test_an_unknown_symbol_is_named(world: World) -> None:
     ],
 )
 async def test_a_failed_order_call_is_told_by_its_kind_and_never_repeated(
-    world: World, fault: FaultKind, error: type[BrokerError]
+    either: World, fault: FaultKind, error: type[BrokerError]
 ) -> None:
-    world.simulator.faults.inject(fault, count=5)
+    either.simulator.faults.inject(fault, count=5)
 
     with pytest.raises(error):
-        await world.rest.write("POST", "/orders/sync", ORDER)
+        await either.rest.write("POST", "/orders/sync", ORDER)
 
-    assert world.simulator.faults.fired[fault] == 1
-    assert len(world.simulator.exchange.orders) <= 1
-    assert world.ledger.calls_today == 1
+    assert either.simulator.faults.fired[fault] == 1
+    assert len(either.simulator.exchange.orders) <= 1
+    assert either.ledger.calls_today == 1
 
 
-async def test_a_refused_order_is_rejected_for_good(world: World) -> None:
+async def test_a_refused_order_is_rejected_for_good(either: World) -> None:
     with pytest.raises(Rejected) as refused:
-        await world.rest.write("POST", "/orders/sync", {**ORDER, "qty": 0})
+        await either.rest.write("POST", "/orders/sync", {**ORDER, "qty": 0})
 
     assert refused.value.code < 0
 
 
-async def test_a_read_is_tried_again(world: World) -> None:
-    world.simulator.faults.inject("server_error", count=2)
+async def test_a_read_is_tried_again(either: World) -> None:
+    either.simulator.faults.inject("server_error", count=2)
 
-    assert await world.rest.orders() == []
-    assert world.ledger.calls_today == 3
+    assert await either.rest.orders() == []
+    assert either.ledger.calls_today == 3
 
 
-async def test_a_refusal_for_too_many_calls_is_remembered(world: World) -> None:
-    world.simulator.faults.inject("rate_limited")
+async def test_a_refusal_for_too_many_calls_is_remembered(either: World) -> None:
+    either.simulator.faults.inject("rate_limited")
 
     with pytest.raises(TooManyCalls):
-        await world.rest.orders()
+        await either.rest.orders()
 
-    assert world.ledger.refusals_today == 1
+    assert either.ledger.refusals_today == 1
 
 
 async def test_a_burst_of_calls_meets_no_limit(world: World) -> None:
@@ -179,6 +206,65 @@ async def test_a_burst_of_calls_meets_no_limit(world: World) -> None:
         await world.rest.orders()
 
     assert world.ledger.refusals_today == 0
+
+
+async def test_a_dead_token_is_told_and_a_new_one_taken(either: World) -> None:
+    good, either.token = either.token, "dead"
+    with pytest.raises(LoginNeeded):
+        await either.rest.orders()
+    either.token = good
+
+    assert await either.rest.orders() == []
+
+
+async def test_a_broker_that_says_nothing_does_not_hold_a_call_up(tmp_path: Path) -> None:
+    """The SDK by itself waits for ever."""
+    heard = asyncio.Event()
+
+    async def swallow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set()
+        await gone.wait()
+        writer.close()
+
+    gone = asyncio.Event()
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with aiohttp.ClientSession() as http, server:
+        endpoints = simulated(f"http://127.0.0.1:{port}")
+        call = Call("POST", f"{endpoints.api}/orders/sync", "app:token", body=ORDER)
+        with (
+            transport_of("sdk", http, endpoints, 0.05) as transport,
+            pytest.raises(BrokerUnavailable, match="got no answer"),
+        ):
+            await transport.send(call)
+        gone.set()
+    assert heard.is_set()
+
+
+async def test_the_sdk_writes_nothing_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with a_world(tmp_path, "sdk") as world:
+        with caplog.at_level(logging.DEBUG):
+            await world.rest.profile()
+            with pytest.raises(Rejected):
+                await world.rest.write("POST", "/orders/sync", {**ORDER, "qty": 0})
+        sdk_said = [record for record in caplog.records if "fyers" in record.name.lower()]
+        assert sdk_said == []
+        assert world.token not in " ".join((caplog.text, *capfd.readouterr()))
+
+
+def test_who_does_not_use_the_sdk_does_not_load_it() -> None:
+    code = "import daemon.fyers_venue, sys; sys.exit('fyers_apiv3' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_sdk_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fyers_apiv3.fyersModel", None)
+
+    with pytest.raises(ConfigError, match="set it to own"):
+        SdkTransport(Endpoints(), cast("Transport", None), 1.0)
 
 
 async def test_a_login_gives_a_token_that_the_broker_takes(world: World, tmp_path: Path) -> None:

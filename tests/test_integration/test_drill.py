@@ -8,8 +8,11 @@ pytestmark = pytest.mark.integration
 SECONDS = 4
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_a_drill_with_all_faults_loses_and_doubles_nothing(sandbox: Sandbox, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "transport"), [(3, "own"), (4, "own"), (5, "sdk")])
+def test_a_drill_with_all_faults_loses_and_doubles_nothing(
+    sandbox: Sandbox, seed: int, transport: str
+) -> None:
+    sandbox.set("broker.transport", transport)
     drill = sandbox.run(
         "demo", "--broker", "fyers-sim", "--faults", "all", "--seed", seed,
         "--duration", SECONDS, "--json",

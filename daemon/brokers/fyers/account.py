@@ -14,6 +14,7 @@ from daemon.brokers.fyers.order_socket import OrderSocket
 from daemon.brokers.fyers.reconnecting import SocketTimes
 from daemon.brokers.fyers.rest import CallTimes, Endpoints, FyersRest
 from daemon.brokers.fyers.token_keeper import TokenKeeper
+from daemon.brokers.fyers.transport import Transport
 from daemon.clock import Clock
 from daemon.errors import LoginNeeded
 
@@ -33,7 +34,8 @@ class FyersAccount:
     `symbols` maps each instrument to the broker's symbol. `is_open` says whether a silent feed is a
     dead one, at an instant of `market_clock`; all else goes by `clock`. `recall` finds an order of
     an earlier start by its tag. `on_feed_lost` hears of each data connection that has ended. With
-    `on_depth` order books are subscribed beside the prices.
+    `on_depth` order books are subscribed beside the prices. Calls go by `transport`, None: our own;
+    sockets are always ours.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class FyersAccount:
         on_depth: Callable[[Depth], Awaitable[None]] | None = None,
         products: Mapping[str, Product] | None = None,
         times: Times | None = None,
+        transport: Transport | None = None,
     ) -> None:
         times = times or Times()
         self._keeper = keeper
@@ -70,6 +73,7 @@ class FyersAccount:
             random=random,
             times=times.call,
             on_refused=keeper.refuse,
+            transport=transport,
         )
         self.data_socket = DataSocket(
             endpoints.data_socket,

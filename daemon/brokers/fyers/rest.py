@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from daemon.brokers.fyers.ledger import RateLedger
+from daemon.brokers.fyers.transport import Call, HttpTransport, Transport
 from daemon.clock import Clock
 from daemon.errors import (
     BrokerRejected,
@@ -119,10 +120,12 @@ class FyersRest:
         random: Random,
         times: CallTimes | None = None,
         on_refused: Callable[[str], None] = lambda _: None,
+        transport: Transport | None = None,
     ) -> None:
-        """`on_refused` hears an access token that the broker does not take."""
+        """`on_refused` hears an access token that the broker does not take; transport: ours."""
         self._on_refused = on_refused
         self._http = http
+        self._transport = transport or HttpTransport(http)
         self._endpoints = endpoints
         self._app_id = app_id
         self._token = token
@@ -275,23 +278,16 @@ class FyersRest:
         if not url.startswith(self._endpoints.public):
             await self._wait_for_budget(reduces_risk=reduces_risk)
         token = self._token()
-        headers = {
-            "Authorization": token if has_bare_token else f"{self._app_id}:{token}",
-            "version": "3",
-        }
+        call = Call(
+            method, url, token if has_bare_token else f"{self._app_id}:{token}", query, body
+        )
         try:
-            async with (
-                asyncio.timeout(self._times.answer_s),
-                self._http.request(
-                    method, url, params=query, json=body, headers=headers
-                ) as response,
-            ):
-                status, text = response.status, await response.text()
-        except (aiohttp.ClientError, OSError) as error:
-            # The text of an aiohttp error may hold the request: name its kind alone.
-            raise BrokerUnavailable(f"{method} {url}: {type(error).__name__}") from None
+            async with asyncio.timeout(self._times.answer_s):
+                answer = await self._transport.send(call)
+        except TimeoutError:
+            raise BrokerUnavailable(f"{call}: TimeoutError") from None
         try:
-            return self._judged(f"{method} {url}", status, text)
+            return self._judged(str(call), *answer)
         except LoginNeeded:
             self._on_refused(token)
             raise
