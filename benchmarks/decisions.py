@@ -14,7 +14,9 @@ from when a tick was due), each at 500 ticks a second:
   weights that training starts from or those of `--production DIR`. How fast weights are does not
   depend on what they say, but which engine serves them does: 8 bits pass the gate or do not.
 
-How long the daemon's event loop does not answer is asked by a thread, a thousand times a second.
+How long the daemon's event loop does not answer is asked by a thread, a thousand times a second;
+`idle_loop_p999_ms` is what a loop with nothing to do takes beside 0, 1 and 2 processes that only
+compute, which is how the system shares its processors.
 Besides, without a daemon, both shapes think about 1, 5, 20 and 100 observations at a time.
 """
 
@@ -24,10 +26,8 @@ import dataclasses
 import gc
 import json
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ import uvloop
 from actors.messages import Decision, Heartbeat
 from actors.session import SessionCalendar
 from actors.session_table import SessionTable
+from benchmarks.loop_probe import LoopProbe, idle_loop_p999_ms
 from benchmarks.machine import ROOT, machine_facts, percentile
 from benchmarks.tick_to_order import (
     BEGIN_NS,
@@ -76,34 +77,6 @@ NAMED: Final = (
 )
 """Figures of the session of twenty instruments that stand at the top."""
 PATIENT: Final = {"hierarchical_reasoning_model.convergence.convergence_thresh": 1e-30}
-
-
-class LoopProbe:
-    """Ask an event loop a thousand times a second to answer; keep when, and how long it took."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self.samples: list[tuple[int, int]] = []  # real clock of the question, ns until the answer
-
-    def _ask(self) -> None:
-        while not self._stopping.wait(0.001):
-            asked = time.time_ns(), time.perf_counter_ns()
-            self._loop.call_soon_threadsafe(self._answer, *asked)
-
-    def _answer(self, at_ns: int, asked_ns: int) -> None:
-        self.samples.append((at_ns, time.perf_counter_ns() - asked_ns))
-
-    @asynccontextmanager
-    async def asking(self) -> AsyncIterator[None]:
-        """Ask while the context is open."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            await asyncio.to_thread(self._thread.join)
 
 
 def never_halting(model: HierarchicalReasoningModel) -> HierarchicalReasoningModel:
@@ -332,8 +305,10 @@ def measure(*, quick: bool, production: Path | None = None) -> dict[str, Any]:
         batches = {
             shape: batch_figures(folder, 5 if quick else 40) for shape, folder in models.items()
         }
+    idle = {str(busy): idle_loop_p999_ms(busy, 2.0 if quick else 10.0) for busy in range(3)}
     return {
         **{key: ran["together"][key] for key in NAMED},
+        "idle_loop_p999_ms": idle,
         "segments_in_50ms_p99": {shape: one["segments_p99"] for shape, one in ran["depth"].items()},
         "daemon": {"rate_per_s": RATE_PER_S, "instruments": INSTRUMENTS, **ran},
         "batches": batches,

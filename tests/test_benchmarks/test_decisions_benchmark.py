@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from benchmarks.decisions import batch_figures, models_of_depth, session, stalls
+from actors.messages import TimeEvent
+from benchmarks.decisions import a_plan, batch_figures, models_of_depth, opens_of, session, stalls
+from benchmarks.loop_probe import idle_loop_p999_ms
+from benchmarks.tick_to_order import DAY_S, schedule
 
 MS = 1_000_000
 
@@ -47,3 +50,20 @@ def test_a_session_of_several_instruments_decides_together() -> None:
     assert (found["lost"], found["deadline_misses"]) == (0, 0)
     assert found["decisions"] == found["decisions_thought"] == 4 * 8
     assert found["batch_size_p50"] == 4
+
+
+def test_a_schedule_longer_than_a_day_goes_on_with_the_next_trading_day() -> None:
+    plan, prices = a_plan(2, {})
+    opens_ns = opens_of(plan, days=2)  # Monday, and Wednesday after a holiday
+
+    dues, _ = schedule(370, 5.0, prices, time_event_every_s=20, opens_ns=opens_ns)
+
+    times_ns = [due.event.now_ns for due in dues if isinstance(due.event, TimeEvent)]
+    after = times_ns.index(opens_ns[1])
+    assert times_ns == sorted(times_ns)
+    assert times_ns[after - 1] == opens_ns[0] + DAY_S * 1_000_000_000
+    assert opens_ns[1] - opens_ns[0] == 2 * 24 * 3600 * 1_000_000_000
+
+
+def test_an_idle_loop_is_asked_beside_a_busy_process() -> None:
+    assert idle_loop_p999_ms(1, 0.1) > 0
