@@ -147,9 +147,9 @@ async def fetch_all(
             for number, one in enumerate(wanted, start=1):
                 where = f"{number}/{len(wanted)} {one.file_name}"
 
-                def tell(until_s: int, stored: Stored, where: str = where) -> None:
-                    until = utc_text(until_s * NS_PER_SECOND)
-                    print(f"{where}: up to {until}, {stored.rows} rows", file=sys.stderr)
+                def tell(first_s: int, last_s: int, stored: Stored, where: str = where) -> None:
+                    first, last = (utc_text(at_s * NS_PER_SECOND) for at_s in (first_s, last_s))
+                    print(f"{where}: {first} to {last}, {stored.rows} rows", file=sys.stderr)
 
                 try:
                     stored = await download(

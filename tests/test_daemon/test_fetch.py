@@ -120,6 +120,36 @@ async def test_a_second_download_adds_only_what_is_new(downloads: Downloads) -> 
     assert stored.added == 0
 
 
+async def test_earlier_candles_go_before_those_that_are_there(downloads: Downloads) -> None:
+    at_once = await downloads.download(candles(), downloads.folder / "other")
+    await downloads.download(candles(LAST - timedelta(days=20), LAST - timedelta(days=10)))
+
+    earlier = candles(last=FIRST + timedelta(days=9))  # ends long before the file begins
+    grown = await downloads.download(earlier)
+    whole = await downloads.download(candles())
+
+    seconds = [int(line.split(",")[1]) for line in grown.decode().splitlines()[1:]]
+    assert seconds[0] < earlier.end_s < seconds[-1]
+    assert at_once.startswith(grown)  # without a hole, and numbered from the start
+    assert whole == at_once
+
+
+async def test_an_interrupted_download_of_earlier_candles_goes_on_too(
+    downloads: Downloads,
+) -> None:
+    at_once = await downloads.download(candles(), downloads.folder / "other")
+    await downloads.download(candles(LAST - timedelta(days=5)))
+    downloads.simulator.faults.inject("server_error", count=2, after=1, path="/data/history")
+
+    with pytest.raises(BrokerUnavailable):
+        await downloads.download(candles())
+    before = (downloads.folder / "SBIN_60.csv").read_bytes()
+    resumed = await downloads.download(candles())
+
+    assert len(before) < len(at_once)
+    assert resumed == at_once
+
+
 async def test_an_interrupted_download_goes_on_where_it_was(downloads: Downloads) -> None:
     at_once = await downloads.download(candles(), downloads.folder / "other")
     downloads.simulator.faults.inject("server_error", count=2, after=1, path="/data/history")
@@ -206,7 +236,7 @@ async def test_all_files_are_fetched_and_a_refused_symbol_is_told(
     assert answer["calls"] == 3
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "2/3 SBIN_60.csv: up to 2026-11-24" in shown.err
+    assert "2/3 SBIN_60.csv: 2026-10-24 18:30:00+00:00 to 2026-11-24 18:29:59" in shown.err
 
 
 def test_what_is_wanted_is_every_symbol_in_every_timeframe() -> None:

@@ -1,4 +1,4 @@
-"""Download candles from Fyers into files of the contract's raw form, and go on where they end.
+"""Download candles from Fyers into files of the contract's raw form; go on where they end or begin.
 
 `{Symbol}_{minutes}.csv`: a nameless index, datetime in epoch seconds UTC, open, high, low, close,
 volume, as the broker writes them. Only finished candles are kept, each once. Whether they make
@@ -53,26 +53,40 @@ async def download(
     wanted: Wanted,
     folder: Path,
     now_s: Callable[[], int],
-    on_part: Callable[[int, Stored], None] = lambda _seconds, _stored: None,
+    on_part: Callable[[int, int, Stored], None] = lambda _first_s, _last_s, _stored: None,
 ) -> Stored:
-    """Append what the file lacks at its end, part by part, each on the disk before the next.
+    """Add what the file lacks after its end, then before its beginning.
 
-    `on_part` hears up to which second it is complete. Raises DataError for a file that is not of
-    this form or cannot be written, and what FyersRest raises; what was written stays and is the
-    start of the next try.
+    It goes part by part, each next to what is there and on the disk before the next one, so that
+    a file never has a hole that the broker could fill: what lies between it and the span wanted is
+    fetched too. `on_part` hears the first and last second of each part. Raises
+    DataError for a file that is not of this form or cannot be written, and what FyersRest raises;
+    what was written stays and is the start of the next try.
     """
     stored = open_stored(folder / wanted.file_name)
     is_daily = wanted.minutes == MINUTES_PER_DAY
     part_s = (_DAILY_DAYS if is_daily else _INTRADAY_DAYS) * _SECONDS_PER_DAY
-    resolution = "D" if is_daily else str(wanted.minutes)
-    begin_s = wanted.first_s if stored.last_s is None else max(wanted.first_s, stored.last_s + 1)
-    while begin_s < wanted.end_s:
-        last_s = min(begin_s + part_s, wanted.end_s) - 1
+
+    async def part(begin_s: int, last_s: int) -> list[tuple[int, str]]:
+        resolution = "D" if is_daily else str(wanted.minutes)
         rows = await rest.history(wanted.symbol, resolution, begin_s, last_s)
         finished_s = now_s() - wanted.minutes * 60  # a candle that opened later still changes
-        _append(stored, _fresh(rows, wanted, begin_s, min(last_s, finished_s)))
-        on_part(last_s, stored)
+        return _fresh(rows, wanted, begin_s, min(last_s, finished_s))
+
+    had_from_s = stored.first_s
+    begin_s = wanted.first_s if stored.last_s is None else stored.last_s + 1
+    while begin_s < wanted.end_s:
+        last_s = min(begin_s + part_s, wanted.end_s) - 1
+        _append(stored, await part(begin_s, last_s))
+        on_part(begin_s, last_s, stored)
         begin_s = last_s + 1
+    end_s = wanted.first_s if had_from_s is None else had_from_s
+    # The first candle of a day opens hours after the day begins: nothing is missing there.
+    while end_s - wanted.first_s >= _SECONDS_PER_DAY:
+        begin_s = max(end_s - part_s, wanted.first_s)
+        _prepend(stored, await part(begin_s, end_s - 1))
+        on_part(begin_s, end_s - 1, stored)
+        end_s = begin_s
     return stored
 
 
@@ -119,6 +133,29 @@ def _fresh(rows: Sequence[Any], wanted: Wanted, first_s: int, last_s: int) -> li
 
 def _are_numbers(values: Sequence[object]) -> bool:
     return all(isinstance(value, int | Decimal) and not isinstance(value, bool) for value in values)
+
+
+def _prepend(stored: Stored, rows: Sequence[tuple[int, str]]) -> None:
+    """Write the file anew with rows before those it has; it is the old or the new, never half."""
+    if not rows:
+        return
+    path, partial = stored.path, stored.path.with_suffix(".csv.new")
+    try:
+        old = [line.split(",", 2)[1:] for line in path.read_text("utf-8").splitlines()[1:]]
+        new = [[str(second), rest] for second, rest in rows]
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(HEADER + "\n")
+            file.writelines(
+                f"{number},{second},{rest}\n" for number, (second, rest) in enumerate(new + old)
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); {_REMEDY}") from error
+    stored.rows += len(rows)
+    stored.added += len(rows)
+    stored.first_s = rows[0][0]
 
 
 def _append(stored: Stored, rows: Sequence[tuple[int, str]]) -> None:
