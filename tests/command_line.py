@@ -34,7 +34,7 @@ FIRST_BAR_S = int(
 WARM_UP_BARS = 33  # the fewest that a window of features needs
 HEADER = "datetime,open,high,low,close,volume"
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
 _MARK = "HRM_TEST_MARK"
 
 

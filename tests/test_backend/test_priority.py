@@ -23,7 +23,7 @@ def said(*, leads_a_session: bool) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=240,
     )
     return done.stdout.strip()
 

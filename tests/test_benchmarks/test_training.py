@@ -57,7 +57,7 @@ def test_the_memory_report_holds_what_was_promised() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=115,
+        timeout=240,
         check=True,
     )
 

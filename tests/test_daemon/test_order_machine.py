@@ -109,7 +109,7 @@ class OrderMachine(RuleBasedStateMachine):
 
 
 # At 20 examples a second and more; the usual limit of a test would end `make torture` early.
-@pytest.mark.timeout(max(120, EXAMPLES // 10))
+@pytest.mark.timeout(max(600, EXAMPLES // 2))
 def test_no_life_of_orders_loses_repeats_or_invents_one() -> None:
     run_state_machine_as_test(
         OrderMachine,

@@ -65,7 +65,7 @@ def test_a_process_that_holds_too_much_ends_and_says_what_to_do(clock: Clock) ->
         care.rest(is_idle=False)
 
 
-def test_the_profile_goes_to_the_log_once_a_minute(clock: Clock) -> None:
+def test_the_profile_goes_to_the_log_once_a_minute(clock: Clock, collections: list[float]) -> None:
     profile = Profile()
     profile.add("cycle", 1500)
     care = a_care(clock, profile=profile)

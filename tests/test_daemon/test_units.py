@@ -61,7 +61,7 @@ def test_systemd_understands_every_line_of_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in NAMES)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -85,7 +85,7 @@ def test_systemd_understands_the_unit_with_the_drop_in_for_real_orders(tmp_path:
         ["systemd-analyze", "verify", "--man=no", str(tmp_path / NAMES[0])],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -122,7 +122,7 @@ def test_systemd_refuses_a_unit_with_a_wrong_line(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(tmp_path / NAMES[0])],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

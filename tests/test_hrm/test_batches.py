@@ -390,9 +390,9 @@ def test_a_batch_of_the_released_kind_takes_less_than_its_rows_alone() -> None:
     def least_ns(work: Callable[[], object]) -> int:
         taken = []
         for _ in range(5):
-            began_ns = time.perf_counter_ns()
+            began_ns = time.process_time_ns()
             work()
-            taken.append(time.perf_counter_ns() - began_ns)
+            taken.append(time.process_time_ns() - began_ns)
         return min(taken)
 
     together = least_ns(lambda: agent.reason_many([question] * 20))

@@ -49,7 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     answers = []
     try:
         for child in children:
-            out, err = child.communicate(timeout=100)
+            out, err = child.communicate(timeout=240)
             assert child.returncode == 0, err
             answers.append(json.loads(out))
     finally:
@@ -140,7 +140,7 @@ def test_torchrun_trains_one_model_and_reports_it_once(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        out, err = launcher.communicate(timeout=110)
+        out, err = launcher.communicate(timeout=240)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)  # the launcher's children too, if it hangs

@@ -22,7 +22,7 @@ def answer_of(*command: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
