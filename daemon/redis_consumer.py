@@ -18,7 +18,7 @@ from daemon.delivery import (
     within_memory,
 )
 from daemon.errors import BusError
-from daemon.redis_link import Command, RedisLink, accepted
+from daemon.redis_link import REPLY_TIMEOUT_S, Command, RedisLink, accepted
 from daemon.redis_wire import (
     FIELD,
     Keys,
@@ -222,7 +222,7 @@ class RedisConsumer:
             # A read that had to wait returns with the first stream that got something, though the
             # same transaction may have put older entries into another: look at all once more.
             commands.append(self._read_command(streams, cursors, limit, 0))
-        replies = await self._reader.exchange(commands, wait_ms / 1000 + 1.0)
+        replies = await self._reader.exchange(commands, wait_ms / 1000 + REPLY_TIMEOUT_S)
         for reply in replies:
             found = {self._stream_of[key]: items for key, items in accepted(reply) or []}
             for stream, cursor in zip(streams, cursors, strict=True):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -301,6 +300,32 @@ def steps_saved(folder: Path) -> int:
         return int(opened.get_tensor("progress")[0])
 
 
+# Killed from within: a test that was not scheduled for a second would come too late.
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from safetensors import safe_open
+from hrm.training import checkpoint
+from hrm.training.train import main
+
+folder, least = Path(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def steps_saved():
+    for path in folder.rglob(checkpoint.FILE_NAME):
+        with safe_open(path, framework="pt") as opened:
+            return int(opened.get_tensor("progress")[0])
+    return 0
+
+def end():
+    while steps_saved() < least:
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=end, daemon=True).start()
+main()
+"""
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
     tmp_path: Path, candles: Path
@@ -308,16 +333,17 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
     steps = 60
     whole = summary(run(tmp_path / "whole", candles, "--json", steps=steps))
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "hrm.training.train", *arguments(folder, candles, steps=steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    words = [str(folder), "10", *arguments(folder, candles, steps=steps)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *words],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
-    deadline = time.monotonic() + 60
-    while steps_saved(folder) < 10 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert done.returncode == -signal.SIGKILL, done.stderr
     kept = steps_saved(folder)
 
     resumed = summary(run(folder, candles, "--json", steps=steps))
