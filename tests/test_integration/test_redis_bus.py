@@ -166,23 +166,24 @@ async def test_actors_crashing_at_any_point_pass_every_message_on_once(bus: Redi
 
 async def test_cancelled_reads_lose_no_entries(bus: RedisBus) -> None:
     seeded = random.Random(3)
-    count = 200
+    published = cancelled = 0
 
     async def publish_slowly() -> None:
+        nonlocal published
         publisher = await bus.publisher("edge", ["tick"])
-        for number in range(count):
-            await publisher.publish(a_tick(at_ns=OPEN_NS + number))
+        while published < 200 or cancelled <= 10:
+            await publisher.publish(a_tick(at_ns=OPEN_NS + published))
+            published += 1
             await asyncio.sleep(seeded.random() / 300)
         await publisher.close()
 
     publishing = asyncio.create_task(publish_slowly())
     received: list[Entry] = []
-    cancelled = 0
-    while len(received) < count:
+    while not publishing.done() or len(received) < published:
         consumer = await bus.consumer("feed", ["tick"])
         while True:
             reading = asyncio.create_task(consumer.read(64, 200))
-            await asyncio.sleep(seeded.random() / 300 * (1 + cancelled / 20))
+            await asyncio.sleep(seeded.random() / 300 * max(1.0, cancelled / 50))
             reading.cancel()
             (result,) = await asyncio.gather(reading, return_exceptions=True)
             if not isinstance(result, list):
@@ -194,7 +195,7 @@ async def test_cancelled_reads_lose_no_entries(bus: RedisBus) -> None:
     await publishing
 
     assert cancelled > 10
-    assert [e.envelope.message.time_ns - OPEN_NS for e in received] == list(range(count))
+    assert [e.envelope.message.time_ns - OPEN_NS for e in received] == list(range(published))
 
 
 async def test_a_consumer_is_of_no_use_after_a_cancelled_read(bus: RedisBus) -> None:
