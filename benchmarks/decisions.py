@@ -251,7 +251,7 @@ def batch_figures(models: Path, rounds: int) -> dict[str, Any]:
             taken_ms.append(1e3 * (time.perf_counter() - began))
             thoughts = [answer for answer in answers if isinstance(answer, Thought)]
             answered.append(len(thoughts))
-            depths.append(min(thought.segments for thought in thoughts))
+            depths.append(min((thought.segments for thought in thoughts), default=0))
         found[str(size)] = {
             "ms": {
                 "p50": round(percentile(taken_ms, 0.5), 2),

@@ -28,7 +28,7 @@ def test_the_loop_is_judged_while_there_is_thinking_and_in_all() -> None:
 def test_batches_are_answered_as_far_as_there_is_time(tmp_path: Path) -> None:
     models = models_of_depth(tmp_path)
 
-    found = batch_figures(models["released"], 2)
+    found = batch_figures(models["released"], 7)
 
     assert list(found["sizes"]) == ["1", "5", "20", "100"]
     assert found["sizes"]["1"]["answered_p50"] == 1

@@ -34,7 +34,7 @@ BAR_NS = 5 * MINUTE_NS
 DAY_NS = 1440 * MINUTE_NS
 # While the socket waits for a sign of life, minutes of market time pass.
 PATIENT = SocketTimes(
-    connect_s=0.5, ping_s=0.1, silence_s=0.8, first_delay_s=0.01, longest_delay_s=0.05
+    connect_s=10.0, ping_s=0.4, silence_s=0.8, first_delay_s=0.01, longest_delay_s=0.05
 )
 Known = TypeVar("Known")
 NIFTY = "NSE:NIFTY50-INDEX"

@@ -133,7 +133,7 @@ async def test_the_markets_clock_is_the_real_one_or_a_simulators() -> None:
         shifted = await market_clock(simulator.urls.base, real)
         apart_ns = shifted.now_ns() - simulator.now_ns
 
-    assert abs(apart_ns) < 2 * NS_PER_SECOND
+    assert abs(apart_ns) < 60 * NS_PER_SECOND  # the two times are days apart
     assert await market_clock(None, real) is real
 
 

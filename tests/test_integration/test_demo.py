@@ -244,7 +244,7 @@ def test_a_demo_on_a_configured_server_leaves_the_rest_of_it_alone(
         server.xadd("paper:v1:tick", {"d": "of a daemon"})
         before = server.keys()
 
-        outcome = sandbox.run("demo", "--duration", 1, "--json")
+        outcome = sandbox.run("demo", "--duration", SECONDS, "--json")
 
         after = server.keys()
         server.delete("paper:v1:tick")
