@@ -190,6 +190,9 @@ class LiveTradingService:
         )
 
         async def crashed(name: str, reason: str) -> None:
+            if name == WATCHED:
+                for watch in watches:
+                    watch.forget()
             await self._crashed(control, latch, name, reason)
 
         async def positions() -> dict[str, Position]:

@@ -64,6 +64,11 @@ class ThinkingWatch:
             case _:
                 pass
 
+    def forget(self) -> None:
+        """Take notice that the process has ended: its successor owes nothing before it is ready."""
+        self._owed.clear()
+        self._heard_s = None
+
     def stop(self) -> None:
         """Ask `run` to return soon."""
         self._stopping.set()
@@ -80,17 +85,13 @@ class ThinkingWatch:
             reason = self._complaint(now_s)
             if reason and await self._is_so(now_s):
                 get_logger(part=self.name).error("reasoning is stuck", reason=reason)
-                self._disarm()
+                self.forget()
                 self._end(reason)
 
     def _forgive(self, now_s: float) -> None:
         self._progress_s = now_s
         if self._heard_s is not None:
             self._heard_s = now_s
-
-    def _disarm(self) -> None:
-        self._owed.clear()
-        self._heard_s = None
 
     def _complaint(self, now_s: float) -> str:
         """Return what there is to complain of, or nothing."""
@@ -110,7 +111,7 @@ class ThinkingWatch:
             decisions = await self._bus.latest(Decision.stream)
             beats = await self._bus.latest(Heartbeat.stream)
         except BusError:
-            self._disarm()  # nobody can answer without the bus
+            self.forget()  # nobody can answer without the bus
             return False
         for id_, (context, _) in list(self._owed.items()):
             answer = decisions.get(context.instrument)

@@ -172,6 +172,21 @@ async def test_after_an_end_nothing_is_held_against_the_successor_before_it_is_r
     assert str(context(2).time_ns) in world.reasons[1]
 
 
+async def test_a_process_that_has_ended_by_itself_leaves_no_debt_to_its_successor() -> None:
+    world = World()
+    world.see(beat(), context(0))
+
+    async with world.watching():
+        world.watch.forget()
+        world.see(context(1))
+        await world.pass_time(20)  # it starts
+        assert world.reasons == []
+        world.see(beat(), context(2))
+        await world.pass_time(2)
+
+    assert len(world.reasons) == 1
+
+
 async def test_a_decision_that_lies_on_the_bus_already_is_an_answer() -> None:
     world = World()
     world.see(beat())
