@@ -61,7 +61,7 @@ def fetch(
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
     ] = False,
 ) -> None:
-    """Download candles into the data folder; called again, it goes on where the files end."""
+    """Download candles into the data folder; called again, it adds to both ends of its files."""
     settings = load_settings(config)
     now = datetime.fromtimestamp(SystemClock().now_ns() / NS_PER_SECOND, _INDIA)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
