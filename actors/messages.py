@@ -618,6 +618,19 @@ class TimeEvent(Message, frozen=True, kw_only=True):
         return self.now_ns
 
 
+class OrderCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the order gateway has counted since it started, and what is open just now."""
+
+    unknown: int  # orders of which nobody knows now whether they arrived
+    unknown_s: float  # market time since the oldest of them was placed; 0.0 without one
+    rejected_permanent: int  # by the broker, as are the next three
+    rejected_retryable: int
+    rejected_auth: int
+    rejected_rate: int
+    circuits_opened: int
+    differences: int  # between log and broker, in the last comparison
+
+
 class Heartbeat(Message, frozen=True, kw_only=True):
     """Sign of life of one actor, with what it did since it started."""
 
@@ -636,6 +649,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     restarts: int = 0
     rss_mib: float = 0.0
     agreement_age_s: float | None = None  # of the order gateway: since log and broker last agreed
+    orders: OrderCounts | None = None  # of the order gateway
 
     @property
     def time_ns(self) -> int:

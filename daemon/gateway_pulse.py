@@ -1,4 +1,4 @@
-"""Gateway pulse: the order gateway's sign of life, with how long log and broker have not agreed."""
+"""Gateway pulse: the order gateway's sign of life, with what it counts of orders."""
 
 import asyncio
 from collections.abc import Callable
@@ -57,4 +57,5 @@ class GatewayPulse:
             p50_us=0,
             p99_us=0,
             agreement_age_s=round((now_ns - agreed_ns) / 1e9, 3) if agreed_ns else None,
+            orders=self._gateway.order_counts(),
         )

@@ -17,6 +17,7 @@ from actors.messages import (
     CancelOrder,
     ExecutionReport,
     ModifyOrder,
+    OrderCounts,
     OrderStatus,
     PlaceOrder,
     Severity,
@@ -101,7 +102,7 @@ class OrderGateway:
         self._looked = asyncio.Event()
         self._announce = announce
         self._circuit = RejectCircuit()
-        self._unknown: dict[str, str] = {}  # client order id -> instrument
+        self._unknown: dict[str, PlaceOrder] = {}  # by client order id
         self._told: set[str] = set()  # executions of strangers that a person has heard of
 
     def stop(self) -> None:
@@ -126,6 +127,22 @@ class OrderGateway:
     def unpublished(self) -> int:
         """Reports that the bus does not have yet."""
         return self._unpublished
+
+    def order_counts(self) -> OrderCounts:
+        """Return what was counted since the start, and what is open at this moment."""
+        rejects, outcome = self._circuit.rejects, self.reconciliation
+        now_ns = self._clock_ns()
+        ages_ns = [now_ns - order.placed_ns for order in self._unknown.values()]
+        return OrderCounts(
+            unknown=len(ages_ns),
+            unknown_s=round(max([0, *ages_ns]) / _SECOND_NS, 3),
+            rejected_permanent=rejects["permanent"],
+            rejected_retryable=rejects["retryable"],
+            rejected_auth=rejects["auth"],
+            rejected_rate=rejects["rate"],
+            circuits_opened=self._circuit.openings,
+            differences=len(outcome.differences) if outcome else 0,
+        )
 
     async def run(self) -> None:
         """Serve until `stop`; outlive every outage of the bus and the broker."""
@@ -270,7 +287,7 @@ class OrderGateway:
         return None
 
     def _entry_refusal(self, order: PlaceOrder, now_ns: int) -> str | None:
-        unknown = [tag for tag, name in self._unknown.items() if name == order.instrument]
+        unknown = [tag for tag, row in self._unknown.items() if row.instrument == order.instrument]
         if unknown:
             return f"what became of order {unknown[0]} in {order.instrument} is not known yet"
         refusal = self._circuit.refusal(order.instrument, now_ns)
@@ -343,7 +360,7 @@ class OrderGateway:
             self._inquiries[tag] = task
             task.add_done_callback(lambda _: self._inquiries.pop(tag, None))
             if row.stage == "sent" and not row.is_final:
-                self._unknown[tag] = row.order.instrument
+                self._unknown[tag] = row.order
 
     async def _find_out(self, row: OutboxOrder) -> None:
         """Ask until the broker has the order or can prove that it has not."""

@@ -5,6 +5,7 @@ and how long the circuit stays open, in market time; then one order may try agai
 """
 
 import re
+from collections import Counter
 from typing import Final
 
 from daemon.errors import RejectKind
@@ -38,11 +39,14 @@ class RejectCircuit:
     """Count rejects by scope and wording; open on the third identical one."""
 
     def __init__(self) -> None:
+        self.rejects: Counter[RejectKind] = Counter()
+        self.openings = 0
         self._counts: dict[str, tuple[str, int]] = {}  # scope -> wording, how often in a row
         self._open_until_ns: dict[str, tuple[int, str]] = {}
 
     def rejected(self, instrument: str, kind: RejectKind, reason: str, now_ns: int) -> str | None:
         """Count one reject; return a sentence when it opens the circuit."""
+        self.rejects[kind] += 1
         scope = _ANY if kind in _EVERYWHERE else instrument
         wording = f"{kind}: {_without_numbers(reason)}"
         last, count = self._counts.get(scope, ("", 0))
@@ -50,6 +54,7 @@ class RejectCircuit:
         self._counts[scope] = wording, count
         if count < IDENTICAL_REJECTS:
             return None
+        self.openings += 1
         self._open_until_ns[scope] = now_ns + _OPEN_S[kind] * _SECOND_NS, reason
         where = "all instruments" if scope == _ANY else instrument
         return (

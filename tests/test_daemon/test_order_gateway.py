@@ -366,6 +366,34 @@ async def test_an_order_without_an_answer_that_never_arrived_is_rejected(house: 
     assert (await house.reports())[1].reason == "the broker has no such order"
 
 
+async def test_the_gateway_counts_unknown_orders_with_their_age_and_rejects_by_class(
+    house: House,
+) -> None:
+    def rejects(_order: PlaceOrder) -> None:
+        raise BrokerRejected("too many", "rate")
+
+    house.broker.on_place = is_lost
+    house.broker.on_find = [BrokerUnavailable("still down")] * 1000
+
+    async with house.running() as gateway:
+        await house.send(an_order(placed_ns=OPEN_NS))
+        await until_true(lambda: bool(house.broker.asked))
+        house.now_ns = OPEN_NS + 7 * SECOND_NS
+        meanwhile = gateway.order_counts()
+        house.broker.on_place = rejects
+        await house.send(
+            an_order(client_order_id="order2", instrument="Bank_Nifty", placed_ns=house.now_ns)
+        )
+        await until_true(lambda: "order2" in house.broker.placed)
+        house.broker.on_find = []
+        await house.settle(gateway)
+        after = gateway.order_counts()
+
+    assert (meanwhile.unknown, meanwhile.unknown_s, meanwhile.rejected_rate) == (1, 7.0, 0)
+    assert (after.unknown, after.unknown_s, after.rejected_rate) == (0, 0.0, 1)
+    assert (after.rejected_permanent, after.circuits_opened, after.differences) == (0, 0, 0)
+
+
 async def test_a_broker_that_hangs_is_an_unknown_outcome(house: House) -> None:
     house.broker.on_place = lambda _: asyncio.sleep(60)
 

@@ -332,3 +332,4 @@ async def test_the_gateways_heartbeat_says_how_long_ago_log_and_broker_agreed() 
     assert before.agreement_age_s is None
     assert isinstance(told, Heartbeat)
     assert (told.actor, told.agreement_age_s) == ("order_gateway", 7.0)
+    assert told.orders == gateway.order_counts()

@@ -51,6 +51,8 @@ def test_after_its_time_one_try_is_let_through_and_a_fourth_reject_closes_again(
     assert circuit.refusal("Nifty", 60 * SECOND_NS) is None
     again = circuit.rejected("Nifty", "retryable", "RMS: Margin Shortfall: required 1", SECOND_NS)
     assert again is not None
+    assert circuit.openings == 2
+    assert circuit.rejects == {"retryable": 4}
 
 
 @pytest.mark.parametrize(
