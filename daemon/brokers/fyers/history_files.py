@@ -57,9 +57,9 @@ async def download(
 ) -> Stored:
     """Add what the file lacks after its end, then before its beginning.
 
-    It goes part by part, each next to what is there and on the disk before the next one, so that
-    a file never has a hole that the broker could fill: what lies between it and the span wanted is
-    fetched too. `on_part` hears the first and last second of each part. Raises
+    It goes part by part, each next to what is there and on the disk before the next one: what lies
+    between the file and the span wanted is fetched too. What the broker leaves out of an answer is
+    not asked for again. `on_part` hears the first and last second of each part. Raises
     DataError for a file that is not of this form or cannot be written, and what FyersRest raises;
     what was written stays and is the start of the next try.
     """
