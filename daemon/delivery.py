@@ -266,8 +266,8 @@ class InputLedger:
 class HoldBack:
     """Bring the entries of several streams into id order.
 
-    While a stream may hold older entries than those at hand (its last fetch came back full and has
-    been handed out), the others wait.
+    While a stream may hold older entries than those at hand, the others wait: one whose last fetch
+    came back full and has been handed out, or was made before another stream was fetched from.
     """
 
     def __init__(self, streams: Sequence[str]) -> None:
@@ -279,8 +279,17 @@ class HoldBack:
 
     @property
     def hungry(self) -> list[str]:
-        """Streams of which nothing is at hand: the ones to fetch from next."""
+        """Streams of which nothing is at hand."""
         return [stream for stream, waiting in self._waiting.items() if not waiting]
+
+    def begin_fetch(self) -> list[str]:
+        """Return the streams to fetch from now, those of which nothing is at hand.
+
+        Of the others more may have come since their last fetch, older than what is fetched now.
+        """
+        hungry = self.hungry
+        self._may_hold_more.update(self._waiting.keys() - hungry)
+        return hungry
 
     def add(self, stream: str, entries: Sequence[Entry], may_hold_more: bool) -> None:
         """Take what one fetch returned; `may_hold_more` when it was as much as was asked for."""

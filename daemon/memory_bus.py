@@ -340,7 +340,7 @@ class MemoryConsumer:
         self._arrival.clear()
         taken: list[Entry] = []
         while not taken:
-            fetched = sum([self._fetch(stream, limit) for stream in self._held.hungry])
+            fetched = sum([self._fetch(stream, limit) for stream in self._held.begin_fetch()])
             taken = self._held.take(limit)
             if not fetched and not self._held:
                 break

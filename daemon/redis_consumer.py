@@ -213,7 +213,7 @@ class RedisConsumer:
         Of each stream first what this consumer was given before and has not acknowledged, then what
         is new.
         """
-        streams = self._held.hungry
+        streams = self._held.begin_fetch()
         if not streams:
             return
         cursors = [self._cursors.get(stream, ">") for stream in streams]

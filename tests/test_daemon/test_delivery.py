@@ -97,7 +97,7 @@ def test_entries_come_in_id_order_however_they_are_fetched(
     taken: list[tuple[int, int]] = []
 
     while any(streams.values()) or held:
-        for stream in held.hungry:
+        for stream in held.begin_fetch():
             fetched, streams[stream] = streams[stream][:count], streams[stream][count:]
             held.add(stream, [an_entry(stream, key) for key in fetched], len(fetched) == count)
         batch = held.take(limit)
@@ -105,3 +105,38 @@ def test_entries_come_in_id_order_however_they_are_fetched(
         taken.extend(id_key(entry.id) for entry in batch)
 
     assert taken == everything
+
+
+@given(
+    begun=st.lists(st.integers(0, 2), max_size=12),
+    rounds=st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=4), st.integers(1, 5))),
+    count=st.integers(1, 6),
+)
+def test_what_is_published_between_two_fetches_keeps_its_order(
+    begun: list[int], rounds: list[tuple[list[int], int]], count: int
+) -> None:
+    """One writer publishes to three streams, ids rising, while a reader catches up with it."""
+    waiting: dict[str, list[tuple[int, int]]] = {f"s{number}": [] for number in range(3)}
+    held = HoldBack(list(waiting))
+    published: list[tuple[int, int]] = []
+    taken: list[tuple[int, int]] = []
+
+    def publish(streams: list[int]) -> None:
+        for number in streams:
+            published.append((len(published) + 1, 0))
+            waiting[f"s{number}"].append(published[-1])
+
+    def read(limit: int) -> None:
+        for stream in held.begin_fetch():
+            fetched, waiting[stream] = waiting[stream][:count], waiting[stream][count:]
+            held.add(stream, [an_entry(stream, key) for key in fetched], len(fetched) == count)
+        taken.extend(id_key(entry.id) for entry in held.take(limit))
+
+    publish(begun)
+    for streams, limit in rounds:
+        read(limit)
+        publish(streams)
+    while len(taken) < len(published):
+        read(3)
+
+    assert taken == published
