@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,11 @@ def test_order_books_are_in_its_recording_and_their_imbalance_on_the_bars(embedd
 
     books = [message for message in messages if isinstance(message, Depth)]
     bars = [message for message in messages if isinstance(message, Bar)]
-    assert {(book.instrument, len(book.bids), len(book.asks)) for book in books} == {
-        ("EURUSD", 5, 5)
-    }
+    assert {book.instrument for book in books} == {"EURUSD"}
+    # A level that an own order has emptied is left out until the market moves on.
+    levels = Counter((len(book.bids), len(book.asks)) for book in books)
+    assert levels.most_common(1)[0][0] == (5, 5)
+    assert all(1 <= count <= 5 for counts in levels for count in counts)
     assert bars
     assert all(bar.depth_imbalance is not None for bar in bars)
 
