@@ -8,10 +8,11 @@ goes on to the last bit as if it had never stopped, and both agree with `bar_col
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from itertools import pairwise
+from operator import itemgetter, mul
 from typing import Any, Final, Self
 
 import numpy as np
@@ -35,6 +36,7 @@ from hrm.bar_columns import (
     WARMUP_BARS,
     WEEK_NS,
 )
+from hrm.recent import Recent
 from hrm.rolling import FLAT_SPREAD, LOG_RATIO_LIMIT
 
 _BLOCK_NAMES: Final = {"x3": SHORT_BLOCK, "x12": LONG_BLOCK}
@@ -44,6 +46,7 @@ _SERIES_BARS: Final = {  # how far back each series is read
     "low": WARMUP_BARS,
     "volume": 16,
     "change": WARMUP_BARS,  # log return
+    "change_square": WARMUP_BARS,
     "true_range": ATR_BARS,
     "block_span_x3": SHORT_BLOCK * (BLOCKS - 1) + 1,
     "block_true_x3": SHORT_BLOCK * (BLOCKS - 1) + 1,
@@ -51,6 +54,7 @@ _SERIES_BARS: Final = {  # how far back each series is read
     "block_true_x12": LONG_BLOCK * (BLOCKS - 1) + 1,
 }
 _LONG_NAMES: Final = tuple(name for name in FEATURE_NAMES if name.endswith("_x12"))
+_in_order: Final = itemgetter(*FEATURE_NAMES)
 
 
 @dataclass(slots=True)
@@ -127,16 +131,20 @@ class FeatureStream:
         if self._count <= WARMUP_BARS:
             return None
         atr = max(self.average_true_range, close * VOLATILITY_FLOOR)
-        row = self._moves(open, before)
+        volatility = {n: self._volatility(n) for n in (4, 8, 16, 32)}
+        row = self._moves(open, before, volatility[32])
         row |= self._shape(open, high, low, close, atr)
-        row |= self._statistics() | self._volume() | self._blocks() | self._day_so_far()
+        row |= self._statistics(volatility)
+        row |= self._volume()
+        row |= self._blocks(volatility[32])
+        row |= self._day_so_far(volatility[32])
         row |= _time(close_ns)
         row["missing_bars"] = min(math.log1p(max(missing, 0.0)), CLIP)
         row["expiry_nearness"] = 0.0 if days_to_expiry is None else 1.0 / (1.0 + days_to_expiry)
         row["spread"] = 0.0 if spread is None else _clip(spread / atr)
         row["depth_imbalance"] = depth_imbalance or 0.0
         row["depth_known"] = 0.5 * (spread is not None) + 0.5 * (depth_imbalance is not None)
-        return np.array([row[name] for name in FEATURE_NAMES])
+        return np.array(_in_order(row))
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state as plain data, fit for JSON; see `restored`."""
@@ -169,7 +177,9 @@ class FeatureStream:
         closes = series["close"]
         if closes:
             before = closes[-1]
-            series["change"].append(math.log(close / before))
+            change = math.log(close / before)
+            series["change"].append(change)
+            series["change_square"].append(change * change)
             series["true_range"].append(max(high, before) - min(low, before))
         closes.append(close)
         for name, value in (("high", high), ("low", low), ("volume", volume)):
@@ -196,9 +206,8 @@ class FeatureStream:
             now.bars += 1
             now.high, now.low = max(now.high, high), min(now.low, low)
 
-    def _moves(self, open_: float, before: float) -> dict[str, float]:
+    def _moves(self, open_: float, before: float, volatility: float) -> dict[str, float]:
         closes = self._series["close"]
-        volatility = self._volatility(32)
         row = {
             f"return_{lag}": _clip(
                 math.log(closes[-1] / closes[-1 - lag]) / (volatility * math.sqrt(lag))
@@ -229,15 +238,15 @@ class FeatureStream:
             "place_in_range_32": _place(close, min(lows[-32:]), max(highs[-32:])),
         }
 
-    def _statistics(self) -> dict[str, float]:
+    def _statistics(self, volatility: dict[int, float]) -> dict[str, float]:
         closes, changes = self._series["close"], self._series["change"][-16:]
         walked = math.fsum(map(abs, changes))
-        squares = math.fsum(x * x for x in changes)
-        products = math.fsum(a * b for a, b in pairwise(changes))
+        squares = math.fsum(self._series["change_square"][-16:])
+        products = math.fsum(map(mul, changes, changes[1:]))
         ups = sum((x > 0) - (x < 0) for x in changes)
         return {
-            "volatility_ratio_4_16": _log_ratio(self._volatility(4), self._volatility(16)),
-            "volatility_ratio_8_32": _log_ratio(self._volatility(8), self._volatility(32)),
+            "volatility_ratio_4_16": _log_ratio(volatility[4], volatility[16]),
+            "volatility_ratio_8_32": _log_ratio(volatility[8], volatility[32]),
             "trend_16": _trend(closes[-16:]),
             "trend_32": _trend(closes[-32:]),
             "efficiency_16": math.fsum(changes) / walked if walked > 0 else 0.0,
@@ -253,18 +262,19 @@ class FeatureStream:
             "volume_known": float(known),
         }
 
-    def _blocks(self) -> dict[str, float]:
-        row = self._block_columns("x3", SHORT_BLOCK)
+    def _blocks(self, volatility: float) -> dict[str, float]:
+        short = self._block_volatility(SHORT_BLOCK)
+        row = self._block_columns("x3", SHORT_BLOCK, short)
         known = self._count > LONG_WARMUP_BARS
         if known:
-            row |= self._block_columns("x12", LONG_BLOCK)
-            walked = self._volatility(32) * math.sqrt(LONG_BLOCK)
-            row["volatility_ratio_x12"] = _log_ratio(self._block_volatility(LONG_BLOCK), walked)
+            long = self._block_volatility(LONG_BLOCK)
+            row |= self._block_columns("x12", LONG_BLOCK, long)
+            row["volatility_ratio_x12"] = _log_ratio(long, volatility * math.sqrt(LONG_BLOCK))
         else:
             row |= dict.fromkeys(_LONG_NAMES, 0.0)
         return row | {"x12_known": float(known)}
 
-    def _block_columns(self, name: str, k: int) -> dict[str, float]:
+    def _block_columns(self, name: str, k: int, volatility: float) -> dict[str, float]:
         """Compute the columns of bars of k times the length, the newest ending now."""
         series = self._series
         closes = series["close"][-1 : -k * BLOCKS : -k]  # newest first
@@ -275,7 +285,7 @@ class FeatureStream:
         move = math.log(close / series["close"][-1 - k])
         top, bottom = max(series["high"][-k:]), min(series["low"][-k:])
         return {
-            f"return_1_{name}": _clip(move / self._block_volatility(k)),
+            f"return_1_{name}": _clip(move / volatility),
             f"range_ratio_{name}": _clip(spans[0] / mean_span - 1.0),
             f"close_location_{name}": _place(close, bottom, top),
             f"distance_mean_8_{name}": _clip((close - _mean(closes)) / atr),
@@ -285,17 +295,17 @@ class FeatureStream:
     def _block_volatility(self, k: int) -> float:
         closes = self._series["close"][-1 : -k * BLOCKS - 2 : -k]  # BLOCKS + 1, newest first
         moves = [math.log(later / before) for later, before in pairwise(closes)]
-        return _root_mean_square(moves)
+        return _root_mean(list(map(mul, moves, moves)))
 
     def _volatility(self, n: int) -> float:
-        return _root_mean_square(self._series["change"][-n:])
+        return _root_mean(self._series["change_square"][-n:])
 
-    def _day_so_far(self) -> dict[str, float]:
+    def _day_so_far(self, volatility: float) -> dict[str, float]:
         day = self._day
         names = ("day_return", "day_range", "place_in_day", "day_gap", "place_in_previous_day")
         if day is None or day.number < 1:
             return dict.fromkeys((*names, "day_known"), 0.0)
-        close, volatility = self._series["close"][-1], self._volatility(32)
+        close = self._series["close"][-1]
         walked = math.sqrt(day.bars) * volatility
         gap = math.log(day.open / day.close_before) / (volatility * math.sqrt(GAP_BARS))
         yesterday = day.number >= 2
@@ -320,7 +330,7 @@ class FeatureWindow:
         self._bar_ns = bar_ns
         self.stream = FeatureStream(bar_ns)
         self._window = window
-        self._rows: deque[NDArray[np.float32]] = deque(maxlen=window)
+        self._rows = Recent(window, np.float32, len(FEATURE_NAMES))
 
     def add(
         self,
@@ -348,7 +358,7 @@ class FeatureWindow:
             depth_imbalance=depth_imbalance,
         )
         if row is not None:
-            self._rows.append(row.astype(np.float32))
+            self._rows.append(row)
 
     def copy(self) -> "FeatureWindow":
         """Return a window that goes on from here by itself: for a bar that may still change."""
@@ -362,11 +372,12 @@ class FeatureWindow:
 
         Rows that are not there yet are zero and masked; they come first.
         """
+        rows = self._rows.values
+        missing = self._window - len(rows)
         features = np.zeros((self._window, len(FEATURE_NAMES)), dtype=np.float32)
-        mask = np.zeros(self._window, dtype=np.bool_)
-        if real := len(self._rows):
-            features[-real:] = np.stack(self._rows)
-            mask[-real:] = True
+        features[missing:] = rows
+        mask = np.ones(self._window, dtype=np.bool_)
+        mask[:missing] = False
         return features, mask
 
 
@@ -399,8 +410,8 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _root_mean_square(values: Sequence[float]) -> float:
-    return max(math.sqrt(math.fsum(x * x for x in values) / len(values)), VOLATILITY_FLOOR)
+def _root_mean(squares: Sequence[float]) -> float:
+    return max(math.sqrt(_mean(squares)), VOLATILITY_FLOOR)
 
 
 def _clip(value: float) -> float:
@@ -418,14 +429,19 @@ def _place(value: float, low: float, high: float) -> float:
 
 def _trend(prices: Sequence[float]) -> float:
     """Correlate log prices, oldest first, with time: -1 to 1, 0 where nothing moved."""
-    n = len(prices)
-    middle = (n - 1) / 2.0
-    differences = [math.log(price / prices[0]) for price in prices]
-    with_time = math.fsum((k - middle) * x for k, x in enumerate(differences))
+    n, first, log = len(prices), prices[0], math.log
+    differences = [log(price / first) for price in prices]
+    with_time = math.fsum(map(mul, _steps(n), differences))
     total = math.fsum(differences)
-    spread = max(math.fsum(x * x for x in differences) - total * total / n, 0.0)
+    spread = max(math.fsum(map(mul, differences, differences)) - total * total / n, 0.0)
     scale = math.sqrt(spread * n * (n * n - 1) / 12.0)
     return 0.0 if scale < FLAT_SPREAD else min(max(with_time / scale, -1.0), 1.0)
+
+
+@cache
+def _steps(n: int) -> tuple[float, ...]:
+    """Return n points in time, one apart, around 0."""
+    return tuple(k - (n - 1) / 2.0 for k in range(n))
 
 
 def _time(close_ns: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ The whole interface, in the order a caller uses it:
 
 import hashlib
 import json
+import math
 from typing import Final
 
 import numpy as np
@@ -265,7 +266,7 @@ def account_features(
         "atr": atr,
     }
     for name, value in numbers.items():
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, was {value}")
     for name in ("initial_capital", "entry_price", "last_price"):
         if numbers[name] <= 0:
@@ -275,20 +276,20 @@ def account_features(
     if position and entry_price is None:
         raise ValueError(f"an open position ({position}) needs its entry_price, got none")
     scale = max(atr, last_price * VOLATILITY_FLOOR)
-    side = float(np.sign(position))
     is_open = position != 0
+    side = math.copysign(1.0, position)
     entry_distance = side * (last_price - entry_price) / scale if is_open and entry_price else 0.0
     stop_distance = (
         side * (last_price - trailing_stop) / scale if is_open and trailing_stop else 0.0
     )
     return np.array(
         [
-            np.clip(capital / initial_capital - 1.0, -1.0, 1.0),
+            _within(capital / initial_capital - 1.0, 1.0),
             position,
-            np.clip(entry_distance, -CLIP, CLIP),
-            np.clip(100.0 * unrealised_result / initial_capital, -CLIP, CLIP),
+            _within(entry_distance, CLIP),
+            _within(100.0 * unrealised_result / initial_capital, CLIP),
             float(is_open),
-            np.clip(stop_distance, -CLIP, CLIP),
+            _within(stop_distance, CLIP),
         ],
         dtype=np.float32,
     )
@@ -330,6 +331,10 @@ def valid_actions(position_sign: int) -> NDArray[np.bool_]:
     valid = np.zeros(len(ACTION_NAMES), dtype=np.bool_)
     valid[list(_VALID[position_sign])] = True
     return valid
+
+
+def _within(value: float, limit: float) -> float:
+    return min(max(value, -limit), limit)
 
 
 def _ratio(name: str, value: float) -> float:
