@@ -250,6 +250,7 @@ class LiveTradingService:
             silent_after_s=self._settings.monitoring.silent_after_seconds,
             end=self.processes[WATCHED].end,
             monotonic_s=time.monotonic,
+            clock_ns=time.time_ns,
         )
 
     def _note(self, entry: Entry) -> None:

@@ -36,16 +36,18 @@ class ThinkingWatch:
         silent_after_s: float,
         end: Callable[[str], None],
         monotonic_s: Callable[[], float],
+        clock_ns: Callable[[], int],
     ) -> None:
         self._bus = bus
         self._limit_s = limit_s
         self._silent_after_s = silent_after_s
         self._end = end
         self._monotonic_s = monotonic_s
+        self._clock_ns = clock_ns
         self._owed: dict[str, tuple[MarketContext, float]] = {}  # by decision id, oldest first
         self._progress_s = 0.0
         self._heard_s: float | None = None  # last heartbeat; None: of this process there was none
-        self._beat_ns = 0  # when it was published
+        self._beat_ns = 0  # when it was published; older ones say nothing
         self._stopping = asyncio.Event()
 
     def note(self, entry: Entry) -> None:
@@ -58,7 +60,7 @@ class ThinkingWatch:
                 self._owed.pop(id_, None)
                 self._progress_s = now_s
             case Heartbeat(actor=actor) if actor == WATCHED:
-                self._heard_s, self._beat_ns = now_s, entry.envelope.published_ns
+                self._hear(entry.envelope.published_ns, now_s)
             case Alert(source=source) if source == WATCHED:
                 self._owed.clear()  # it could not handle one, and begins anew
             case _:
@@ -68,6 +70,7 @@ class ThinkingWatch:
         """Take notice that the process has ended: its successor owes nothing before it is ready."""
         self._owed.clear()
         self._heard_s = None
+        self._beat_ns = self._clock_ns()  # its own last one may come past here only now
 
     def stop(self) -> None:
         """Ask `run` to return soon."""
@@ -87,6 +90,10 @@ class ThinkingWatch:
                 get_logger(part=self.name).error("reasoning is stuck", reason=reason)
                 self.forget()
                 self._end(reason)
+
+    def _hear(self, beat_ns: int, now_s: float) -> None:
+        if beat_ns > self._beat_ns:
+            self._beat_ns, self._heard_s = beat_ns, now_s
 
     def _forgive(self, now_s: float) -> None:
         self._progress_s = now_s
@@ -117,6 +124,6 @@ class ThinkingWatch:
             answer = decisions.get(context.instrument)
             if answer is not None and answer.message.time_ns >= context.time_ns:
                 del self._owed[id_]
-        if WATCHED in beats and beats[WATCHED].published_ns > self._beat_ns:
-            self._beat_ns, self._heard_s = beats[WATCHED].published_ns, now_s
+        if WATCHED in beats:
+            self._hear(beats[WATCHED].published_ns, now_s)
         return bool(self._complaint(now_s))

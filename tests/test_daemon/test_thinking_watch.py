@@ -37,6 +37,7 @@ class World:
             silent_after_s=silent_after_s,
             end=self.reasons.append,
             monotonic_s=self._look,
+            clock_ns=time.time_ns,
         )
 
     def _look(self) -> float:
@@ -54,11 +55,12 @@ class World:
         seen = self._looks
         await until(lambda: self._looks >= seen + 2)  # the first of them has come to its end
 
-    def see(self, *messages: AnyMessage) -> None:
-        """Let messages pass by the watch."""
+    def see(self, *messages: AnyMessage, published_ns: int | None = None) -> None:
+        """Let messages pass by the watch, by default those of now."""
+        at_ns = time.time_ns() if published_ns is None else published_ns
         for message in messages:
             envelope = Envelope(
-                source="test", sequence=1, cause="", published_ns=time.time_ns(),
+                source="test", sequence=1, cause="", published_ns=at_ns,
                 cause_published_ns=0, origin_published_ns=0, message=message,
             )  # fmt: skip
             self.watch.note(Entry(message.stream, "1-0", envelope))
@@ -185,6 +187,20 @@ async def test_a_process_that_has_ended_by_itself_leaves_no_debt_to_its_successo
         await world.pass_time(2)
 
     assert len(world.reasons) == 1
+
+
+async def test_the_last_heartbeat_of_a_process_that_has_ended_is_not_its_successors() -> None:
+    world = World()
+    world.see(beat())
+    last_ns = time.time_ns()
+
+    async with world.watching():
+        world.watch.forget()
+        world.see(beat(), published_ns=last_ns)
+        world.see(context())
+        await world.pass_time(20)
+
+    assert world.reasons == []
 
 
 async def test_a_decision_that_lies_on_the_bus_already_is_an_answer() -> None:
