@@ -250,7 +250,7 @@ def test_sessions_belong_to_their_users(site: Site) -> None:
 
 
 @pytest.mark.parametrize("name", ["/api/trading/manual-trade", "/api/manual-trade"])
-def test_a_missing_mode_is_the_sessions_and_a_position_comes_of_it(site: Site, name: str) -> None:
+def test_a_manual_trade_without_a_mode_takes_the_sessions(site: Site, name: str) -> None:
     start_session(site)
     wait_until(lambda: has_price(site), "a price")
     body = BODIES["/api/manual-trade"] | levels(site)
