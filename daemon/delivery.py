@@ -4,7 +4,7 @@ Nothing here waits or stores: where entries lie is for redis_bus.py and memory_b
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -290,6 +290,10 @@ class HoldBack:
         hungry = self.hungry
         self._may_hold_more.update(self._waiting.keys() - hungry)
         return hungry
+
+    def found_nothing(self, streams: Collection[str]) -> None:
+        """Take note that fetches from these returned nothing."""
+        self._may_hold_more.difference_update(streams)
 
     def add(self, stream: str, entries: Sequence[Entry], may_hold_more: bool) -> None:
         """Take what one fetch returned; `may_hold_more` when it was as much as was asked for."""

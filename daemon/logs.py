@@ -5,6 +5,7 @@ What is worth a line is for the caller to say. Keys that name a secret are maske
 
 import logging
 import sys
+from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
@@ -53,8 +54,13 @@ def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def _masked(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {inner: _masked(str(inner), entry) for inner, entry in value.items()}
+    return _MASK if _is_secret(key) else value
+
+
+@lru_cache(maxsize=1024)  # keys are names in the code: there are few
+def _is_secret(key: str) -> bool:
     words = key.lower().replace("-", "_").split("_")
-    return _MASK if any(word in words for word in _SECRET_WORDS) else value
+    return any(word in words for word in _SECRET_WORDS)
 
 
 def _render(_: WrappedLogger, __: str, event: EventDict) -> str:

@@ -4,7 +4,7 @@ A consumer holds two connections: one whose reads may block, one that writes. Id
 follow delivery.py; what the bus does besides is in redis_bus.py.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self
 
 from daemon.bus import DeadLetter, Entry, Output, id_key
@@ -62,7 +62,8 @@ class RedisConsumer:
         self._streams = tuple(streams)
         self._name = name
         self._block_ms_cap = block_ms_cap
-        self._stream_of = {keys.stream(stream).encode(): stream for stream in streams}
+        self._key_of = {stream: keys.stream(stream) for stream in streams}
+        self._stream_of = {key.encode(): stream for stream, key in self._key_of.items()}
         self._held = HoldBack(streams)
         self._cursors = dict.fromkeys(streams, "0")  # streams whose own pending entries remain
         self._inputs = InputLedger(group, streams, {})
@@ -198,7 +199,7 @@ class RedisConsumer:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, was {limit}")
         while True:
-            all_new = not any(stream in self._cursors for stream in self._held.hungry)
+            all_new = not self._cursors or self._cursors.keys().isdisjoint(self._held.hungry)
             waits = all_new and not self._held
             await self._fetch(limit, min(block_ms, self._block_ms_cap) if waits else 0)
             taken = self._held.take(limit)
@@ -216,25 +217,26 @@ class RedisConsumer:
         streams = self._held.begin_fetch()
         if not streams:
             return
-        cursors = [self._cursors.get(stream, ">") for stream in streams]
-        commands = [self._read_command(streams, cursors, limit, wait_ms)]
+        cursors = {stream: self._cursors.get(stream, ">") for stream in streams}
+        commands = [self._read_command(cursors, limit, wait_ms)]
         if wait_ms > 0 and len(streams) > 1:
             # A read that had to wait returns with the first stream that got something, though the
             # same transaction may have put older entries into another: look at all once more.
-            commands.append(self._read_command(streams, cursors, limit, 0))
+            commands.append(self._read_command(cursors, limit, 0))
+        pending = [stream for stream, cursor in cursors.items() if cursor != ">"]
         replies = await self._reader.exchange(commands, wait_ms / 1000 + REPLY_TIMEOUT_S)
         for reply in replies:
-            found = {self._stream_of[key]: items for key, items in accepted(reply) or []}
-            for stream, cursor in zip(streams, cursors, strict=True):
-                raw = found.get(stream, [])
-                full = len(raw) >= limit
-                if cursor != ">":
-                    self._note_pending(stream, raw, full)
-                    full = True  # what is new was not looked at yet
-                # Ids rise within a stream: where the first is new, all are.
-                elif raw and self._is_repeat(stream, raw[0]):
-                    raw = await self._without_repeats(stream, raw)
-                await self._keep(stream, raw, full)
+            found: dict[str, list[Any]] = {stream: [] for stream in pending}
+            found |= {self._stream_of[key]: items for key, items in accepted(reply) or []}
+            # Most streams are silent most of the time.
+            self._held.found_nothing(cursors.keys() - found.keys())
+            for stream, items in found.items():
+                full = len(items) >= limit
+                if cursors[stream] != ">":
+                    self._note_pending(stream, items, full)
+                    await self._keep(stream, items, True)  # what is new was not looked at yet
+                else:
+                    await self._keep(stream, await self._without_repeats(stream, items), full)
 
     def _note_pending(self, stream: str, raw: list[Any], full: bool) -> None:
         if full:
@@ -243,7 +245,10 @@ class RedisConsumer:
             del self._cursors[stream]
 
     async def _without_repeats(self, stream: str, raw: list[Any]) -> list[Any]:
-        """Acknowledge what a group created anew is given a second time."""
+        """Acknowledge what a group created anew is given a second time; return the rest."""
+        # Ids rise within a stream: where the first is new, all are.
+        if not raw or not self._is_repeat(stream, raw[0]):
+            return raw
         repeats = [item[0] for item in raw if self._is_repeat(stream, item)]
         await self._writer.transact([("XACK", self._keys.stream(stream), self._group, *repeats)])
         return raw[len(repeats) :]
@@ -251,14 +256,12 @@ class RedisConsumer:
     def _is_repeat(self, stream: str, item: list[Any]) -> bool:
         return self._inputs.is_repeat(stream, id_key(item[0].decode()))
 
-    def _read_command(
-        self, streams: Sequence[str], cursors: Sequence[str], limit: int, wait_ms: int
-    ) -> Command:
+    def _read_command(self, cursors: Mapping[str, str], limit: int, wait_ms: int) -> Command:
         block: tuple[str | int, ...] = ("BLOCK", wait_ms) if wait_ms > 0 else ()
-        keys = [self._keys.stream(stream) for stream in streams]
+        keys = [self._key_of[stream] for stream in cursors]
         return (
             "XREADGROUP", "GROUP", self._group, self._name, "COUNT", limit, *block,
-            "STREAMS", *keys, *cursors,
+            "STREAMS", *keys, *cursors.values(),
         )  # fmt: skip
 
     async def _keep(self, stream: str, raw: Sequence[Any], full: bool) -> None:
