@@ -40,6 +40,7 @@ from daemon.venue import Books, OpenVenue
 from daemon.wiring import INPUT_STREAMS, NAMES, Workshop, on_crash
 
 _POLL_S = 0.02
+_RECORD_EVERY_S = 0.02  # an account of what has happened may be a little behind
 _START_WAIT_S = 60.0
 _DRAIN_WAIT_S = 15.0
 _CRASHES_THAT_HALT = 3
@@ -186,6 +187,7 @@ class LiveTradingService:
             (*NAMES, gateway.name),
             batch_entries=self._settings.bus.batch_entries,
             block_ms=self._settings.bus.block_ms,
+            gather_s=0.0 if self._lock_step else _RECORD_EVERY_S,
             on_entry=note,
         )
 

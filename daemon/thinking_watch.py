@@ -55,7 +55,8 @@ class ThinkingWatch:
         now_s = self._monotonic_s()
         match entry.envelope.message:
             case MarketContext() as context if self._heard_s is not None:
-                self._owed[decision_id(context)] = (context, now_s)
+                age_s = max(self._clock_ns() - entry.envelope.published_ns, 0) / 1e9
+                self._owed[decision_id(context)] = (context, now_s - age_s)
             case Decision(id=id_):
                 self._owed.pop(id_, None)
                 self._progress_s = now_s

@@ -324,6 +324,22 @@ def recorded_prices(folder: Path) -> list[int]:
     return [int(tick.last_price) for tick in ticks if isinstance(tick, Tick)]
 
 
+async def test_what_comes_while_entries_gather_is_copied_at_once(
+    bus: UnreliableBus, tmp_path: Path
+) -> None:
+    journal = a_journal(bus, tmp_path, gather_s=0.3)
+    async with recording(journal):
+        await publish(bus, a_tick())
+        await until(lambda: journal.entries == {"tick": 1})
+        for _ in range(3):
+            await publish(bus, a_tick())
+
+    assert journal.entries == {"tick": 4}
+    commits = await bus.handled("journal", "0-0", 10)
+    assert [len(commit.entries) for commit in commits] == [1, 3]
+    journal.close(seal=False)
+
+
 async def test_every_stream_is_recorded_and_counted(bus: UnreliableBus, tmp_path: Path) -> None:
     seen: list[Entry] = []
     journal = a_journal(bus, tmp_path, on_entry=seen.append)
