@@ -648,7 +648,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     p99_us: int
     restarts: int = 0
     rss_mib: float = 0.0
-    agreement_age_s: float | None = None  # of the order gateway: since log and broker last agreed
+    agreement_age_s: float | None = None
+    """Of the order gateway: since log and broker last agreed, or since its start if never yet."""
     orders: OrderCounts | None = None  # of the order gateway
 
     @property

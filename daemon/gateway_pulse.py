@@ -23,6 +23,7 @@ class GatewayPulse:
         self._bus = bus
         self._real_ns = real_ns
         self._every_s = every_s
+        self._began_ns = real_ns()
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -46,7 +47,8 @@ class GatewayPulse:
     def beat(self) -> Heartbeat:
         """Return the sign of life of this moment."""
         now_ns, outcome = self._real_ns(), self._gateway.reconciliation
-        agreed_ns = outcome.agreed_ns if outcome else 0
+        # Never yet: then the age is that of this session, which nobody is to wait out in silence.
+        agreed_ns = (outcome.agreed_ns if outcome else 0) or self._began_ns
         return Heartbeat(
             actor=self._gateway.name,
             at_ns=now_ns,
@@ -56,6 +58,6 @@ class GatewayPulse:
             lag=self._gateway.unpublished,
             p50_us=0,
             p99_us=0,
-            agreement_age_s=round((now_ns - agreed_ns) / 1e9, 3) if agreed_ns else None,
+            agreement_age_s=round((now_ns - agreed_ns) / 1e9, 3),
             orders=self._gateway.order_counts(),
         )
