@@ -430,12 +430,11 @@ class OrderGateway:
 
         try:
             news = await reconciler.look(is_drained)
-            open_tags = {order.client_order_id for order in await self._broker.open_orders()}
         except (BrokerError, TimeoutError) as error:
             self._log.warning("not reconciled", reason=str(error) or "no answer in time")
             return
         for row in await self._outbox.unfinished():
-            if row.stage == "answered" and row.order.client_order_id not in open_tags:
+            if row.stage == "answered" and row.order.client_order_id in reconciler.not_open:
                 self._inquire(tasks, row)
         for difference in news:
             await self._alert(

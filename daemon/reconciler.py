@@ -46,6 +46,8 @@ class Reconciler:
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
         self._suspected: frozenset[Difference] = frozenset()
+        self.not_open: frozenset[str] = frozenset()
+        """Orders without an end that the broker had not open, when the two were last compared."""
         self.outcome: Reconciliation | None = None
 
     async def look(self, drained: Callable[[], bool]) -> tuple[Difference, ...]:
@@ -87,7 +89,7 @@ class Reconciler:
         """
         try:
             async with asyncio.timeout(self._timeout_s):
-                positions = await self._broker.positions()
+                positions = await self._broker.positions(reduces_risk=True)
         except (BrokerUnavailable, TimeoutError):
             return None
         net = positions.get(order.instrument, 0)
@@ -120,6 +122,8 @@ class Reconciler:
             await self._until(drained)
             after: Ledger = await self._outbox.ledger()
             if before == after:
+                at_broker = {order.client_order_id for order in open_orders}
+                self.not_open = frozenset(after.unfinished.keys() - at_broker)
                 return compare(after, positions, open_orders, self._traded)
         return None
 

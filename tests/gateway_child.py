@@ -64,7 +64,7 @@ class FileBroker:
 
     async def refresh(self) -> None: ...
 
-    async def positions(self) -> dict[str, int]:
+    async def positions(self, *, reduces_risk: bool = False) -> dict[str, int]:
         return {}
 
     async def open_orders(self) -> list[PlaceOrder]:

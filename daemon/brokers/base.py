@@ -65,8 +65,11 @@ class Broker(Protocol):
         """
         ...
 
-    async def positions(self) -> dict[str, int]:
-        """Return signed units per instrument, zeros left out."""
+    async def positions(self, *, reduces_risk: bool = False) -> dict[str, int]:
+        """Return signed units per instrument, zeros left out.
+
+        `reduces_risk`: an exit waits for the answer, so calls kept for exits may be spent on it.
+        """
         ...
 
     async def open_orders(self) -> list[PlaceOrder]:

@@ -133,7 +133,11 @@ class SimulatedBroker:
     async def refresh(self) -> None:
         """Do nothing: nothing is lost on the way, and nobody else trades here."""
 
-    async def positions(self) -> dict[str, int]:
+    async def positions(
+        self,
+        *,
+        reduces_risk: bool = False,  # noqa: ARG002  no call is counted here
+    ) -> dict[str, int]:
         return {name: units for name, units in self._positions.items() if units}
 
     async def open_orders(self) -> list[PlaceOrder]:

@@ -23,6 +23,7 @@ from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, LoginN
 from daemon.memory_bus import MemoryBus
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
+from daemon.reconciler import Reconciler
 
 POST, DELETE = "POST /api/v3/orders/sync", "DELETE /api/v3/orders/sync"
 
@@ -250,6 +251,46 @@ async def test_with_the_days_calls_used_up_an_order_can_still_be_found_and_cance
 
     assert found is not None
     assert cancelled == ["a1"]
+
+
+async def test_with_the_days_calls_used_up_an_exit_is_still_measured_by_the_brokers_net(
+    account: Account,
+) -> None:
+    for _ in range(2):
+        account.ledger.note_refusal()
+    outbox = Outbox(None)
+    reconciler = Reconciler(account.broker, outbox, ["SBIN"], real_ns=lambda: 1)
+
+    problem = await reconciler.exit_problem(an_order(side="sell", quantity=999, purpose="exit"))
+    await outbox.close()
+
+    assert problem == "the broker's net position is 0 units: sell 999 would open another"
+
+
+async def test_a_comparison_makes_four_calls(account: Account) -> None:
+    outbox = await Outbox(None).open()
+    gateway = OrderGateway(
+        MemoryBus(),
+        account.broker,
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: 1,
+        max_order_rate_per_second=8,
+        block_ms=20,
+        reconciler=Reconciler(account.broker, outbox, ["SBIN"], real_ns=lambda: 1),
+        reconcile_every_s=3600.0,
+    )
+    # What the socket's subscription makes the broker read is no part of it.
+    await account.until(lambda: account.ledger.calls_today >= 2 and not account.broker.is_behind)
+    before = account.ledger.calls_today
+    running = asyncio.create_task(gateway.run())
+    await gateway.ready.wait()
+    gateway.stop()
+    await asyncio.wait_for(running, WAIT_S)
+    await outbox.close()
+
+    assert gateway.reconciliation is not None
+    assert account.ledger.calls_today - before == 4
 
 
 async def test_a_cancel_that_was_turned_away_is_not_taken_for_nothing_to_cancel(

@@ -166,9 +166,9 @@ class FyersBroker:
             for trade in trades:
                 await self._take(trade)
 
-    async def positions(self) -> dict[str, int]:
+    async def positions(self, *, reduces_risk: bool = False) -> dict[str, int]:
         with _asking():
-            rows = await self._rest.positions()
+            rows = await self._rest.positions(reduces_risk=reduces_risk)
         net: dict[str, int] = {}
         for row in rows:
             symbol, units = row.get("symbol"), row.get("netQty")

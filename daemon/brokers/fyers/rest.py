@@ -167,9 +167,10 @@ class FyersRest:
         url = f"{self._endpoints.api}/tradebook"
         return _rows(await self.read(url, reduces_risk=reduces_risk), "tradeBook")
 
-    async def positions(self) -> list[JsonObject]:
+    async def positions(self, *, reduces_risk: bool = False) -> list[JsonObject]:
         """Return positions, carried ones and those of other programs included."""
-        return _rows(await self.read(f"{self._endpoints.api}/positions"), "netPositions")
+        url = f"{self._endpoints.api}/positions"
+        return _rows(await self.read(url, reduces_risk=reduces_risk), "netPositions")
 
     async def history(
         self, symbol: str, resolution: str, first_s: int, last_s: int

@@ -194,7 +194,11 @@ class DirectBroker:
             elif (name := self._names.get(trade_row.symbol)) is not None:
                 self._queue.put_nowait(outside_report(trade_row, name))
 
-    async def positions(self) -> dict[str, int]:
+    async def positions(
+        self,
+        *,
+        reduces_risk: bool = False,  # noqa: ARG002  no call is counted here
+    ) -> dict[str, int]:
         if self.line.breaks("question_lost"):
             raise BrokerUnavailable("the positions cannot be asked for")
         self.deliver_late()
