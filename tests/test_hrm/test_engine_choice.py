@@ -56,10 +56,10 @@ def chosen(deadline_ms: float, state_dir: Path | None = None) -> EngineChoice:
 @pytest.mark.parametrize(
     ("deadline_ms", "name", "reason"),
     [
-        # 16 segments of 200, 100 and 50 ms, in half of the deadline, after 1 ms of reading
-        (9000.0, "native", "the finest whose 16 segments fit half of 9000 ms: float32"),
-        (5000.0, "native16", "the finest whose 16 segments fit half of 5000 ms: 16-bit weights"),
-        (2600.0, "native8", "the finest whose 16 segments fit half of 2600 ms: 8-bit weights"),
+        # 16 segments of 200, 100 and 50 ms, in a fifth of the deadline, after 1 ms of reading
+        (22000.0, "native", "the finest whose 16 segments fit 20% of 22000 ms: float32"),
+        (12000.0, "native16", "the finest whose 16 segments fit 20% of 12000 ms: 16-bit weights"),
+        (6000.0, "native8", "the finest whose 16 segments fit 20% of 6000 ms: 8-bit weights"),
         (500.0, "native8", "the fastest that is admitted: 16 segments take"),
     ],
 )
@@ -78,7 +78,7 @@ def test_an_engine_that_decides_otherwise_is_refused_and_the_next_serves(
 ) -> None:
     monkeypatch.setattr(gate, "MAX_SHIFT", 1e-9)
 
-    choice = chosen(2600.0)
+    choice = chosen(6000.0)
 
     assert choice.name == "native"
     assert choice.refused.keys() == {"native8", "native16"}
