@@ -27,6 +27,7 @@ from daemon.bus import Bus, Entry
 from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, BusError
 from daemon.kill_switch import KillSwitchReader
 from daemon.logs import get_logger
+from daemon.lost_tail import find_lost_tail
 from daemon.outbox import Outbox, OutboxOrder
 from daemon.reconciler import Reconciler, is_outside
 from daemon.reconciliation import Reconciliation
@@ -36,12 +37,14 @@ _SECOND_NS = 1_000_000_000
 _RETRY_LONGEST_S = 2.0
 _CANCEL_ATTEMPTS = 3
 _RECONCILE_PACE_S = 0.5  # real: no two comparisons closer than that, however fast the market
+_FORGOTTEN = "the bus has lost this order in a power cut"
 _RESERVE_DIVISOR = 4  # one order in so many is kept for exits and cancels
 
 DIFFERENCE_RUNBOOK = "Log and broker differ"
 STRANGER_RUNBOOK = "Stranger order"
 UNKNOWN_RUNBOOK = "Order outcome unknown"
 CIRCUIT_RUNBOOK = "Reject circuit open"
+UNMANAGED_RUNBOOK = "Unmanaged position"
 
 
 class OrderGateway:
@@ -103,6 +106,7 @@ class OrderGateway:
         self._announce = announce
         self._circuit = RejectCircuit()
         self._unknown: dict[str, PlaceOrder] = {}  # by client order id
+        self._lost: set[str] = set()  # client order ids that the bus forgot in a power cut
         self._told: set[str] = set()  # executions of strangers that a person has heard of
 
     def stop(self) -> None:
@@ -180,12 +184,51 @@ class OrderGateway:
         self._log.info("recovered", asked=len(unfinished), unpublished=self._unpublished)
         return not self._stopping.is_set()
 
+    async def _make_good(self, tasks: asyncio.TaskGroup) -> None:
+        """Publish again what the bus has lost, and end the orders that nobody watches any more."""
+        lost = await find_lost_tail(self._bus, self._outbox)
+        if not any(lost):
+            return
+        self._log.warning(
+            "the bus has lost its end",
+            reports=len(lost.execution_ids),
+            orders=[row.order.client_order_id for row in lost.orders],
+        )
+        await self._publish_again(lost.execution_ids)
+        for row in lost.orders:
+            order, tag = row.order, row.order.client_order_id
+            self._lost.add(tag)
+            await self._alert(
+                "warning",
+                f"order {tag} was lost in a power cut: {order.side} {order.quantity} "
+                f"{order.instrument}. What rests of it is taken back; what filled has no stop",
+                UNMANAGED_RUNBOOK,
+                order.instrument,
+            )
+            if row.stage == "intent" and not row.is_final:
+                await self._keep([self._own_report(order, "rejected", _FORGOTTEN)], answers=tag)
+            elif not row.is_final:
+                await self._cancel(
+                    tasks,
+                    CancelOrder(
+                        client_order_id=tag,
+                        instrument=order.instrument,
+                        reason=_FORGOTTEN,
+                        placed_ns=self._clock_ns(),
+                    ),
+                )
+        self._look_again.set()
+
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         retry_s = self._retry_first_s
+        is_whole = False
         while not self._stopping.is_set():
             try:
                 consumer = await self._bus.consumer(self.name, [PlaceOrder.stream])
                 try:
+                    if not is_whole:
+                        await self._make_good(tasks)
+                        is_whole = True
                     self.ready.set()
                     while not self._stopping.is_set():
                         entries = await consumer.read(16, self._block_ms)
@@ -222,6 +265,12 @@ class OrderGateway:
             # The same entry again was handled before a crash; another entry is a second order.
             is_repeat = known.entry_id == entry_id
             self._log.warning("order not repeated", order_id=tag, redelivered=is_repeat)
+            if tag in self._lost:  # execution had forgotten it, and left its reports out
+                self._lost.discard(tag)
+                reports = await self._outbox.every_report()
+                await self._publish_again(
+                    one.execution_id for one in reports if one.client_order_id == tag
+                )
             return
         refusal = await self._refusal(order)
         if refusal is not None:
@@ -265,7 +314,10 @@ class OrderGateway:
             return refusal
         if order.purpose == "exit":
             return await self._exit_refusal(order)
-        return self._entry_refusal(order, self._clock_ns())
+        refusal = self._entry_refusal(order, self._clock_ns())
+        if refusal is None and self._reconciler is not None:
+            refusal = await self._unmanaged(order)
+        return refusal
 
     async def _send_refusal(self, order: PlaceOrder) -> str | None:
         """Return what forbids to send anything for an order now: latch, age, rate."""
@@ -294,6 +346,20 @@ class OrderGateway:
         if refusal is None and self._reconciler is not None:
             refusal = self._reconciler.refusal(order.instrument)
         return refusal
+
+    async def _unmanaged(self, order: PlaceOrder) -> str | None:
+        """Return why an entry would come on top of a position that execution does not know."""
+        units = await self._outbox.held_before(order)
+        if units == 0:
+            return None
+        reason = f"{units} units of {order.instrument} are held that execution does not know of"
+        await self._alert(
+            "critical",
+            f"{reason}: nobody watches their stop; no entry comes on top of them",
+            UNMANAGED_RUNBOOK,
+            order.instrument,
+        )
+        return reason
 
     async def _exit_refusal(self, order: PlaceOrder) -> str | None:
         """Return why an exit would not close what the broker holds; then look at the books."""
@@ -497,6 +563,11 @@ class OrderGateway:
     async def _keep(self, reports: Iterable[ExecutionReport], answers: str | None = None) -> None:
         added = await self._outbox.add_reports(reports, answers)
         self._unpublished += added  # not in one line: the count may change while it is awaited
+        self._to_publish.set()
+
+    async def _publish_again(self, execution_ids: Iterable[str]) -> None:
+        lost = await self._outbox.take_for_lost(execution_ids)
+        self._unpublished += lost  # not in one line, as above
         self._to_publish.set()
 
     async def _publish_reports(self) -> None:

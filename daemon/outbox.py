@@ -63,6 +63,7 @@ class Outbox:
         self._connection: sqlite3.Connection | None = None
         self._counted = 0  # number of the last report that `_net` contains
         self._net: dict[str, int] = {}  # signed units by instrument
+        self._entered: set[str] = set()  # decisions of which an entry has filled, or a part
 
     async def open(self) -> Self:
         """Open or create the file; raises ConfigError when it is not an outbox of this version."""
@@ -104,6 +105,17 @@ class Outbox:
         """Note that the bus has these reports."""
         await self._run(lambda: self._mark_published(list(execution_ids)))
 
+    async def confirmed(self) -> list[tuple[str, str]]:
+        """Return execution id and client order id of the reports that the bus has confirmed.
+
+        In the order they came, which is that in which they were published.
+        """
+        return await self._run(self._confirmed)
+
+    async def take_for_lost(self, execution_ids: Iterable[str]) -> int:
+        """Note that the bus has these reports no more; return how many it was said to have."""
+        return await self._run(lambda: self._take_for_lost(list(execution_ids)))
+
     async def count_unpublished(self) -> int:
         """Return how many reports the bus has not confirmed."""
         return await self._run(self._count_unpublished)
@@ -127,6 +139,13 @@ class Outbox:
     async def every_report(self) -> list[ExecutionReport]:
         """Return all reports, in the order they came."""
         return await self._run(self._every_report)
+
+    async def held_before(self, order: PlaceOrder) -> int:
+        """Return signed units of its instrument that were held before an entry began to fill.
+
+        An entry is decided in a flat position: whoever decided it does not know of these.
+        """
+        return await self._run(lambda: self._held_before(order))
 
     async def ledger(self) -> Ledger:
         """Return what all that is written down here adds up to."""
@@ -207,6 +226,19 @@ class Outbox:
                 [(execution_id,) for execution_id in execution_ids],
             )
 
+    def _confirmed(self) -> list[tuple[str, str]]:
+        return self._database.execute(
+            "SELECT execution_id, client_order_id FROM reports WHERE is_published = 1"
+            " ORDER BY number"
+        ).fetchall()
+
+    def _take_for_lost(self, execution_ids: list[str]) -> int:
+        with self._database as database:
+            return database.executemany(
+                "UPDATE reports SET is_published = 0 WHERE execution_id = ? AND is_published = 1",
+                [(execution_id,) for execution_id in execution_ids],
+            ).rowcount
+
     def _count_unpublished(self) -> int:
         (count,) = self._database.execute(
             "SELECT count(*) FROM reports WHERE is_published = 0"
@@ -240,6 +272,10 @@ class Outbox:
         rows = self._database.execute("SELECT report FROM reports ORDER BY number")
         return [msgspec.json.decode(report, type=ExecutionReport) for (report,) in rows]
 
+    def _held_before(self, order: PlaceOrder) -> int:
+        net = self._ledger().positions.get(order.instrument, 0)
+        return 0 if order.decision_id in self._entered else net  # a further slice adds to its own
+
     def _ledger(self) -> Ledger:
         # One pass over what came since the last call: fills are never taken back.
         for number, encoded in self._database.execute(
@@ -249,6 +285,9 @@ class Outbox:
             signed = report.last_quantity if report.side == "buy" else -report.last_quantity
             self._net[report.instrument] = self._net.get(report.instrument, 0) + signed
             self._counted = number
+            row = self._find(report.client_order_id) if signed else None
+            if row is not None and row.order.purpose == "entry":
+                self._entered.add(row.order.decision_id)
         return Ledger(
             positions={name: units for name, units in self._net.items() if units},
             known=frozenset(self._net),

@@ -35,6 +35,7 @@ from daemon.brokers.fyers_simulator.orders import Refusal
 from daemon.brokers.fyers_simulator.portfolio import Portfolio
 from daemon.brokers.fyers_simulator.server import DEFAULT_START
 from daemon.bus import Entry
+from daemon.delivery import NO_ENTRY, Mark
 from daemon.kill_switch import Latch
 from daemon.logs import configure_logs
 from daemon.memory_bus import MemoryBus
@@ -81,6 +82,23 @@ class InlineOutbox(Outbox):
         return work()
 
 
+def cut(bus: MemoryBus, name: str, kept: int) -> None:
+    """Let a stream end after its first `kept` entries, also for those who had read on."""
+    stream = bus.stream(name)
+    del stream.keys[kept:], stream.entries[kept:]
+    stream.last = stream.keys[-1] if stream.keys else NO_ENTRY
+    sequence = stream.entries[-1].envelope.sequence if stream.entries else 0
+    for reading in stream.readings.values():
+        reading.delivered = min(reading.delivered, stream.last)
+        for given in reading.pending.values():
+            for key in [key for key in given if key > stream.last]:
+                del given[key]
+    for group in bus._groups.values():
+        mark = group.marks.get(name)
+        if mark is not None and mark.key > stream.last:
+            group.marks[name] = Mark(stream.last, sequence)
+
+
 class OrderWorld:
     """One account, one instrument, one gateway that may be restarted."""
 
@@ -104,7 +122,10 @@ class OrderWorld:
             limit_band=0.00001,
             reprice_after_seconds=1.0,
         )
+        self._settings = settings
         self.execution = ExecutionActor(settings, CATALOGUE, SESSIONS)
+        self.intents: list[OrderIntent] = []
+        self._inputs: list[Message] = []  # what execution has handled, as the bus recalls it
         self.latch = OpenLatch()
         self.net = 0
         self.alerts: list[Alert] = []
@@ -121,18 +142,17 @@ class OrderWorld:
     def intend(self, units: int) -> None:
         """Decide an entry of signed units."""
         self._decisions += 1
-        self._run(
-            self._take(
-                OrderIntent(
-                    decision_id=f"{NAME}@{self.market.now_ns}#{self._decisions}",
-                    instrument=NAME,
-                    quantity=units,
-                    purpose="entry",
-                    reference_price=self.price,
-                    decided_ns=self.market.now_ns,
-                )
+        self.intents.append(
+            OrderIntent(
+                decision_id=f"{NAME}@{self.market.now_ns}#{self._decisions}",
+                instrument=NAME,
+                quantity=units,
+                purpose="entry",
+                reference_price=self.price,
+                decided_ns=self.market.now_ns,
             )
         )
+        self._run(self._take(self.intents[-1]))
 
     def leave(self) -> None:
         """Decide to close what is open."""
@@ -204,6 +224,14 @@ class OrderWorld:
         """End the gateway and begin another on the same log."""
         self._run(self._restart())
 
+    def lose_power(self, forgotten: int) -> None:
+        """Cut the power: the bus forgets the last inputs of execution, and all that followed."""
+        self._run(self._lose_power(max(0, len(self._inputs) - forgotten)))
+
+    def repeat(self) -> None:
+        """Let the last intent come once more, as risk makes it again after a power cut."""
+        self._run(self._take(self.intents[-1]))
+
     def look(self) -> None:
         """Compare log and broker now."""
         self._run(self._look())
@@ -230,6 +258,21 @@ class OrderWorld:
         return Decimal(quote.last) / quote.contract.scale
 
     @property
+    def inputs(self) -> int:
+        """How many messages execution has handled, as the bus recalls it."""
+        return len(self._inputs)
+
+    @property
+    def reported(self) -> set[str]:
+        """Execution ids of the reports that execution has handled, as the bus recalls it."""
+        return {one.execution_id for one in self._inputs if isinstance(one, ExecutionReport)}
+
+    @property
+    def reports(self) -> int:
+        """How many reports execution has handled, as the bus recalls it."""
+        return sum(isinstance(one, ExecutionReport) for one in self._inputs)
+
+    @property
     def true_net(self) -> int:
         return self.broker.true_positions().get(NAME, 0)
 
@@ -250,6 +293,12 @@ class OrderWorld:
     @property
     def strangers_resting(self) -> bool:
         return any(not order.tag for order in self.exchange.pending)
+
+    def adds_nothing(self) -> bool:
+        """Tell whether an entry that is decided now leaves the account as it is."""
+        before = self.true_net
+        self.intend(1)
+        return self.true_net == before
 
     def lost(self) -> list[str]:
         """Return trades of our orders that the log does not have."""
@@ -311,6 +360,24 @@ class OrderWorld:
         await self._begin()
         await self._settle()
 
+    async def _lose_power(self, kept: int) -> None:
+        """Begin anew with what the bus still has: a beginning of the inputs, and their outputs."""
+        self.gateway.stop()
+        await self._serving
+        self._inputs = self._inputs[:kept]
+        self.execution = ExecutionActor(self._settings, CATALOGUE, SESSIONS)
+        self.net = orders = 0
+        for message in self._inputs:
+            for output in self.execution.handle(message):  # type: ignore[arg-type]
+                orders += isinstance(output, PlaceOrder | CancelOrder | ModifyOrder)
+                self.net = output.net_quantity if isinstance(output, Position) else self.net
+        self._heard = sum(isinstance(message, ExecutionReport) for message in self._inputs)
+        cut(self.bus, "order", orders)
+        cut(self.bus, "report", self._heard)
+        self._orders = await self.bus.publisher("execution", ["order"])
+        await self._begin()
+        await self._settle()
+
     async def _stop(self) -> None:
         self.gateway.stop()
         await self._serving
@@ -322,8 +389,12 @@ class OrderWorld:
 
     async def _take(self, *messages: Message) -> None:
         for message in messages:
-            await self._publish(self.execution.handle(message))  # type: ignore[arg-type]
+            await self._fold(message)
         await self._settle()
+
+    async def _fold(self, message: Message) -> None:
+        self._inputs.append(message)
+        await self._publish(self.execution.handle(message))  # type: ignore[arg-type]
 
     async def _publish(self, outputs: Any) -> None:
         for output in outputs:
@@ -349,7 +420,7 @@ class OrderWorld:
                 for entry in news:
                     report = entry.envelope.message
                     assert isinstance(report, ExecutionReport)
-                    await self._publish(self.execution.handle(report))
+                    await self._fold(report)
                 if not news and self.gateway.is_idle() and await self.bus.is_quiet():
                     return
                 await asyncio.sleep(0)

@@ -745,6 +745,62 @@ async def test_an_order_whose_acknowledgement_failed_is_not_sent_again(tmp_path:
     await house.outbox.close()
 
 
+# What the bus has lost
+
+
+async def test_an_order_that_was_never_sent_and_that_the_bus_lost_ends(house: House) -> None:
+    await house.outbox.open()
+    await house.outbox.record_intent(an_order(), "1-0")
+
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert house.broker.placed == []
+    assert await house.statuses() == ["rejected"]
+    assert await house.outbox.unfinished() == []
+
+
+async def test_an_order_that_was_never_sent_goes_out_when_the_bus_has_it(house: House) -> None:
+    await house.outbox.open()
+    await house.send(an_order())
+    (entry,) = await house.bus.entries("order")
+    await house.outbox.record_intent(an_order(), entry.id)
+
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert house.broker.placed == ["order1"]
+    assert await house.reports() == []
+
+
+async def test_reports_that_the_bus_lost_are_published_again_in_their_order(house: House) -> None:
+    fills = [a_fill(an_order(), execution_id=f"e{number}") for number in range(3)]
+    await house.outbox.open()
+    await house.outbox.add_reports(fills)
+    await (await house.bus.publisher("order_gateway", ["report"])).publish(fills[0])
+    await house.outbox.mark_published(["e0", "e1", "e2"])
+
+    for _ in range(2):
+        async with house.running() as gateway:
+            await house.settle(gateway)
+
+    assert [one.execution_id for one in await house.reports()] == ["e0", "e1", "e2"]
+    assert await house.outbox.count_unpublished() == 0
+
+
+async def test_reports_that_were_trimmed_are_not_lost(house: House) -> None:
+    fills = [a_fill(an_order(), execution_id=f"e{number}") for number in range(3)]
+    await house.outbox.open()
+    await house.outbox.add_reports(fills)
+    await (await house.bus.publisher("order_gateway", ["report"])).publish(fills[2])
+    await house.outbox.mark_published(["e0", "e1", "e2"])
+
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert [one.execution_id for one in await house.reports()] == ["e2"]
+
+
 # Killed at every point
 
 POINTS = (

@@ -35,7 +35,7 @@ class OrderMachine(RuleBasedStateMachine):
     def begin(self, seed: int, probability: float, with_limits: bool, latency_s: int) -> None:
         self.world = OrderWorld(seed, with_limits=with_limits, latency_s=latency_s)
         self.world.line.probability = probability
-        self.is_killed = False
+        self.is_killed = self.has_lost_power = False
 
     @rule(units=st.sampled_from([-400, -5, 1, 10, 2000]))
     def intend(self, units: int) -> None:
@@ -76,6 +76,11 @@ class OrderMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.world.restart()
 
+    @rule(forgotten=st.sampled_from([1, 2, 3, 5, 1000]))
+    def lose_power(self, forgotten: int) -> None:
+        self.world.lose_power(forgotten)
+        self.has_lost_power = True
+
     @rule()
     def reconcile(self) -> None:
         self.world.look()
@@ -94,8 +99,11 @@ class OrderMachine(RuleBasedStateMachine):
 
             assert world.lost() == []
             assert world.unaccounted() == []
-            assert world.net == world.logged_net
-            assert world.net == world.true_net - world.quarantined
+            assert world.logged_net == world.true_net - world.quarantined
+            if not self.has_lost_power:
+                assert world.net == world.logged_net
+            elif world.logged_net and not world.net:
+                assert world.adds_nothing()
             assert world.broker.duplicates() == []
             outcome = world.reconciler.outcome
             assert outcome is not None

@@ -102,6 +102,37 @@ async def test_reports_wait_in_order_until_they_are_published(outbox: Outbox) ->
     assert await outbox.count_unpublished() == 2
 
 
+async def test_reports_that_the_bus_has_lost_wait_again(outbox: Outbox) -> None:
+    fills = [a_fill(an_order(), execution_id=f"e{number}") for number in range(3)]
+    await outbox.add_reports(fills)
+    await outbox.mark_published(["e0", "e1"])
+
+    lost = await outbox.take_for_lost(["e1", "e2"])
+
+    assert lost == 1
+    assert await outbox.confirmed() == [("e0", "order1")]
+    assert await outbox.unpublished() == fills[1:]
+
+
+async def test_what_was_held_before_an_entry_is_told_from_what_it_brought(outbox: Outbox) -> None:
+    first, second = (an_order(client_order_id=tag, decision_id=tag) for tag in ("a", "b"))
+    await outbox.record_intent(first, "1-0")
+    before = await outbox.held_before(first)
+    await outbox.add_reports([a_fill(first)])
+
+    assert (before, await outbox.held_before(first), await outbox.held_before(second)) == (0, 0, 75)
+
+
+async def test_a_decision_that_has_only_closed_does_not_know_what_is_held(outbox: Outbox) -> None:
+    entry = an_order(client_order_id="a", decision_id="a")
+    exits = an_order(25, client_order_id="b", decision_id="b", side="sell", purpose="exit")
+    for order in (entry, exits):
+        await outbox.record_intent(order, "1-0")
+        await outbox.add_reports([a_fill(order)])
+
+    assert await outbox.held_before(an_order(decision_id="b")) == 50
+
+
 async def test_it_remembers_over_a_restart(tmp_path: Path) -> None:
     first = await Outbox(tmp_path / "outbox.sqlite").open()
     await first.record_intent(an_order(), "1-0")

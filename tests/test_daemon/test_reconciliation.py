@@ -182,6 +182,82 @@ def test_a_restart_on_the_same_log_sends_nothing_twice(world: OrderWorld) -> Non
     assert (world.net, world.true_net, world.broker.duplicates()) == (10, 10, [])
 
 
+def test_fills_that_the_bus_lost_in_a_power_cut_come_again(world: OrderWorld) -> None:
+    world.intend(10)
+
+    world.lose_power(world.reports)
+
+    assert (world.net, world.true_net, world.alerts) == (10, 10, [])
+
+
+def test_a_report_that_the_bus_kept_does_not_come_again(world: OrderWorld) -> None:
+    world.intend(10)
+    reports = world.reports
+    world.leave()
+
+    world.lose_power(world.reports - reports)
+
+    assert (world.net, world.true_net) == (0, 0)
+    assert world.reports == len(world.reported)
+
+
+def test_a_position_that_execution_forgot_in_a_power_cut_takes_no_entry_on_top(
+    world: OrderWorld,
+) -> None:
+    world.intend(10)
+
+    world.lose_power(world.inputs)
+    world.intend(10)
+
+    assert (world.net, world.logged_net, world.true_net) == (0, 10, 10)
+    assert "no such order was placed here" in texts(world)
+    assert "10 units of SBIN are held that execution does not know of" in texts(world)
+
+
+def test_a_forgotten_position_that_is_closed_by_hand_lets_entries_pass_again(
+    world: OrderWorld,
+) -> None:
+    world.intend(10)
+    world.lose_power(world.inputs)
+
+    world.close_outside()
+    world.mend()
+    world.intend(5)
+
+    assert (world.net, world.logged_net, world.true_net) == (5, 5, 5)
+
+
+def test_an_order_that_is_made_again_after_a_power_cut_finds_its_fills(world: OrderWorld) -> None:
+    world.intend(10)
+
+    world.lose_power(world.inputs)
+    world.repeat()
+
+    assert (world.net, world.true_net, len(world.exchange.orders)) == (10, 10, 1)
+
+
+def test_an_order_that_rests_when_a_power_cut_makes_execution_forget_it_is_taken_back() -> None:
+    world = OrderWorld(3, with_limits=True)
+    try:
+        world.intend(2000)
+        rested = len(world.exchange.pending)
+
+        world.lose_power(world.inputs)
+
+        assert rested > 0
+        assert world.exchange.pending == []
+        assert "was lost in a power cut" in texts(world)
+    finally:
+        world.close()
+
+
+def test_later_slices_of_an_entry_are_not_taken_for_one_on_top(world: OrderWorld) -> None:
+    world.intend(2000)
+
+    assert [order.placed_ns for order in world.sent] == [world.sent[0].placed_ns] * 4
+    assert len(world.exchange.orders) == 4
+
+
 async def test_a_comparison_older_than_a_minute_lets_no_entry_pass() -> None:
     broker = DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"})
     outbox = await Outbox(None).open()
