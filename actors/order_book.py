@@ -26,6 +26,7 @@ from actors.policies import ExecutionSettings
 
 SOURCE: Final = "execution"
 CLOSED_OUTSIDE: Final = "OUTSIDE_CLOSE"
+FORGOTTEN: Final = "FORGOTTEN_ORDER"
 NO_ANSWER_RUNBOOK = "Order without answer"
 
 _SECOND_NS = 1_000_000_000
@@ -51,16 +52,19 @@ class OrderBook:
         return client_order_id_ in self._orders
 
     def find(self, report: ExecutionReport, holding: Holding | None) -> Order | None:
-        """Return the order that a report speaks of, one adopted for a stranger's fill included.
+        """Return the order that a report speaks of; an adopted one where it is not known here.
 
         holding: what is held of the instrument, if anything ever was.
         """
-        if not report.client_order_id.startswith(OUTSIDE):
-            return self._orders.get(report.client_order_id)
-        return self._orders.get(report.execution_id) or self._adopted(report, holding)
+        adopted = self._orders.get(report.execution_id)
+        known = adopted or self._orders.get(report.client_order_id)
+        return known or self._adopted(report, holding)
 
     def _adopted(self, report: ExecutionReport, holding: Holding | None) -> Order | None:
-        """Return an order that stands for a stranger's fill, if that closes what is held here."""
+        """Return an order that stands for a fill which closes what is held here.
+
+        It is a stranger's, or one of an order that was lost with the end of the bus.
+        """
         signed = report.last_quantity if report.side == "buy" else -report.last_quantity
         if holding is None or holding.net * signed >= 0 or abs(signed) > abs(holding.net):
             return None
@@ -72,7 +76,7 @@ class OrderBook:
             quantity=report.last_quantity,
             order_type="market",
             purpose="exit",
-            reason=CLOSED_OUTSIDE,
+            reason=CLOSED_OUTSIDE if report.client_order_id.startswith(OUTSIDE) else FORGOTTEN,
             placed_ns=report.event_ns,
         )
         order = Order(placed, None, state_ns=self.now_ns)

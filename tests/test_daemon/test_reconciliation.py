@@ -164,6 +164,22 @@ def test_an_exit_never_sells_more_than_the_broker_holds(world: OrderWorld) -> No
     assert (world.net, world.true_net) == (0, 0)
 
 
+def test_an_exit_above_the_brokers_net_is_sized_once_the_trade_is_found(world: OrderWorld) -> None:
+    world.intend(75)
+    world.line.armed += ["event_lost"] * 8
+    world.stranger(-35)
+    assert (world.net, world.true_net) == (75, 40)
+
+    world.leave()
+    after_refusal = world.true_net
+    world.mend()
+    for _ in range(3):
+        world.wait(1)
+
+    assert after_refusal == 40
+    assert (world.net, world.logged_net, world.true_net) == (0, 0, 0)
+
+
 def test_three_identical_rejects_open_the_circuit(world: OrderWorld) -> None:
     world.line.armed += ["refused"] * 3
     for _ in range(4):
@@ -212,6 +228,17 @@ def test_a_position_that_execution_forgot_in_a_power_cut_takes_no_entry_on_top(
     assert (world.net, world.logged_net, world.true_net) == (0, 10, 10)
     assert "no such order was placed here" in texts(world)
     assert "10 units of SBIN are held that execution does not know of" in texts(world)
+
+
+def test_an_exit_that_execution_forgot_in_a_power_cut_is_booked_once(world: OrderWorld) -> None:
+    world.intend(10)
+    before = world.inputs
+    world.leave()
+
+    for _ in range(2):
+        world.lose_power(world.inputs - before)
+
+    assert (world.net, world.logged_net, world.true_net) == (0, 0, 0)
 
 
 def test_a_forgotten_position_that_is_closed_by_hand_lets_entries_pass_again(
