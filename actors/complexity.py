@@ -23,6 +23,9 @@ from hrm.features import VOLATILITY_BARS, ComplexityComponents, ComplexityStream
 NEUTRAL_COMPLEXITY = 0.5
 """Complexity while nothing about the market is known: neither calm nor alarming."""
 
+NEUTRAL_PRICE = ComplexityComponents(volatility=0.5, regime="ranging", regime_stability=1.0)
+"""What price says before there is any, as in the rows of hrm.features.complexity_history."""
+
 _PRICE_STEP = Decimal("0.00000001")
 
 
@@ -42,6 +45,10 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
     Beside it stands what can be checked: the calibrated probability that the next window is a
     demanding one (forecast.py), the outcome of the forecast made one window ago, and how likely
     each regime is (regimes.py); None or empty while unknown.
+
+    A bar that is not continuous or not complete gets a context as well, with what the bars before
+    it said, and leaves no trace but its time: models are trained without such bars. The next bar's
+    return and true range begin at the last close that counts.
     """
 
     name = "complexity"
@@ -71,17 +78,20 @@ class MarketComplexityActor(Actor[Bar | NewsUpdate, MarketContext]):
             message.timeframe, CorrelationStress(self._settings.correlation_window)
         )
         stress = correlations.before(message.instrument, message.close_ns)
-        if series.last_close is not None:
-            change = math.log(message.close / series.last_close)
-            correlations.add(message.instrument, message.close_ns, change)
-        price = series.add(message)
-        yield self._context(message, series, price, stress)
+        series.last_close_ns = message.close_ns
+        outlook = Outlook()
+        # Prices of an auction, or of a part of the bar, say nothing about how far prices move.
+        if message.is_continuous and message.is_complete:
+            if series.last_close is not None:
+                change = math.log(message.close / series.last_close)
+                correlations.add(message.instrument, message.close_ns, change)
+            outlook = series.add(message)
+        yield self._context(message, series, outlook, stress)
 
     def _context(
-        self, bar: Bar, series: "_Series", price: ComplexityComponents, stress: float | None
+        self, bar: Bar, series: "_Series", outlook: Outlook, stress: float | None
     ) -> MarketContext:
-        # An auction's bar says nothing about how far prices move by themselves.
-        outlook = series.forecaster.add(bar) if bar.is_continuous else Outlook()
+        price = series.price
         news = together(
             self._events.impact(bar.instrument, bar.close_ns),
             self._news.impact(bar.instrument, bar.close_ns),
@@ -130,10 +140,10 @@ def weighted_complexity(
 
 
 class _Series:
-    """The recent bars of one instrument and timeframe, and Wilder's average true range."""
+    """The recent whole bars of one instrument and timeframe, and Wilder's average true range."""
 
     def __init__(self, settings: ComplexitySettings, timeframe: str) -> None:
-        self.forecaster = Forecaster(
+        self._forecaster = Forecaster(
             window_bars(timeframe_minutes(timeframe)),
             settings.coefficients.forecasts.get(timeframe),
         )
@@ -143,19 +153,20 @@ class _Series:
         self.last_close: Decimal | None = None
         self._average: Decimal | None = None  # Wilder's, once `period` true ranges are known
         self._true_ranges: deque[Decimal] = deque(maxlen=self._period)
-        self._price = ComplexityStream()
+        self._stream = ComplexityStream()
+        self.price = NEUTRAL_PRICE  # what price alone says since the last bar
         self._closes: deque[float] = deque(maxlen=STRAIGHT_BARS + 1)
         self.bars_seen = 0
-        self.last_close_ns: int | None = None
+        self.last_close_ns: int | None = None  # of any bar, also of one that was not taken in
 
-    def add(self, bar: Bar) -> ComplexityComponents:
-        """Take in a bar; return what price alone says since then."""
+    def add(self, bar: Bar) -> Outlook:
+        """Take in a bar; return the outlook on the window after it."""
         self._add_true_range(bar)
         self.last_close = bar.close
         self._closes.append(float(bar.close))
         self.bars_seen += 1
-        self.last_close_ns = bar.close_ns
-        return self._price.add(float(bar.close))
+        self.price = self._stream.add(float(bar.close))
+        return self._forecaster.add(bar)
 
     def regime_probabilities(self, outlook: Outlook) -> tuple[float, ...]:
         """Return how likely each regime is; () while too little is known to say."""

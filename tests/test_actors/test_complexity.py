@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, get_args
 
@@ -340,6 +340,112 @@ def test_the_period_of_the_average_true_range_is_a_setting() -> None:
     contexts = contexts_of(an_actor(atr_period=5), *bars_along([1000.0] * 5))
 
     assert [context.atr for context in contexts] == [None] * 4 + [Decimal(1)]
+
+
+# Bars that models are trained without
+
+
+def cut_short(bar: Bar) -> Bar:
+    """Return the bar as a feed that was interrupted in it would tell it."""
+    return msgspec.structs.replace(bar, is_complete=False)
+
+
+def of_auction(bar: Bar) -> Bar:
+    """Return the bar as an auction that stood still would make it, far from where it was."""
+    far = bar.close + 40
+    return msgspec.structs.replace(bar, open=far, high=far, low=far, close=far, is_continuous=False)
+
+
+def is_whole(bar: Bar) -> bool:
+    return bar.is_continuous and bar.is_complete
+
+
+def without_some(bars: Sequence[Bar]) -> list[Bar]:
+    """Return the bars with an auction at the end of each day of 75, and a gap in its middle."""
+    spoils = {40: cut_short, 72: of_auction, 73: of_auction, 74: of_auction}
+    return [spoils[n % 75](bar) if n % 75 in spoils else bar for n, bar in enumerate(bars)]
+
+
+@pytest.mark.parametrize("spoil", [cut_short, of_auction])
+def test_a_bar_that_is_not_whole_says_what_the_bars_before_it_said(
+    spoil: Callable[[Bar], Bar],
+) -> None:
+    *before, bar = bars_along([*wave(250), *wave(51, size=20)])
+    actor = an_actor()
+    last = contexts_of(actor, *before)[-1]
+
+    [context] = contexts_of(actor, spoil(bar))
+
+    assert context == msgspec.structs.replace(last, bar=spoil(bar))
+
+
+def test_a_bar_that_is_not_whole_before_all_others_says_nothing() -> None:
+    [context] = contexts_of(an_actor(), cut_short(a_bar()))
+
+    assert (context.volatility, context.regime, context.regime_stability) == (0.5, "ranging", 1.0)
+    assert (context.bars_seen, context.complexity, context.atr) == (0, NEUTRAL_COMPLEXITY, None)
+
+
+def test_components_are_those_of_training_from_the_whole_bars_alone() -> None:
+    bars = without_some(bars_along(irregular(375, 4)))
+
+    contexts = [context for context in contexts_of(an_actor(), *bars) if is_whole(context.bar)]
+
+    history = complexity_history([float(bar.close) for bar in bars if is_whole(bar)])
+    assert len(contexts) == len(history.volatility) == 355
+    assert [context.volatility for context in contexts] == history.volatility.tolist()
+    assert [context.regime_stability for context in contexts] == history.regime_stability.tolist()
+    assert [context.regime for context in contexts] == [REGIMES[n] for n in history.regime]
+
+
+def test_the_true_range_after_a_bar_that_is_not_whole_begins_at_the_last_close_that_counts() -> (
+    None
+):
+    bars = [a_bar("1000", number) for number in range(13)]
+    bars += [of_auction(a_bar("1000", 13)), a_bar("1028", 14)]
+
+    last = contexts_of(an_actor(), *bars)[-1]
+
+    assert last.atr == Decimal(2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["Nifty", "Bank_Nifty"]),
+            st.integers(-500, 500),
+            st.sampled_from([None, None, None, cut_short, of_auction]),
+        ),
+        min_size=60,
+        max_size=140,
+    ),
+    together=st.booleans(),
+)
+def test_bars_that_are_not_whole_leave_no_trace_in_any_other_context(
+    steps: list[tuple[str, int, Callable[[Bar], Bar] | None]], together: bool
+) -> None:
+    prices = {"Nifty": Decimal(22000), "Bank_Nifty": Decimal(45000)}
+    bars: list[Bar] = []
+    for number, (name, move, spoil) in enumerate(steps):
+        for instrument in prices if together else (name,):
+            prices[instrument] += Decimal(move) / 20
+            bar = a_bar(prices[instrument], number, instrument=instrument)
+            bars.append(bar if spoil is None or instrument != name else spoil(bar))
+
+    contexts = contexts_of(an_actor(correlation_window=10), *bars)
+
+    alone = contexts_of(an_actor(correlation_window=10), *filter(is_whole, bars))
+    assert len(contexts) == len(bars)
+    assert [context for context in contexts if is_whole(context.bar)] == alone
+
+
+def test_a_bar_must_be_later_than_one_that_was_not_whole() -> None:
+    actor = an_actor()
+    outputs_of(actor, cut_short(a_bar(number=1)))
+
+    with pytest.raises(ValueError, match="must be later than the bar before"):
+        outputs_of(actor, a_bar(number=1))
 
 
 # Refusals and bounds

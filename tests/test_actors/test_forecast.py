@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from decimal import Decimal
 
+import msgspec
 import pytest
 from builders import OPEN_NS, SECOND_NS
 from hypothesis import given, settings
@@ -282,3 +283,30 @@ def test_a_timeframe_without_coefficients_is_not_forecast() -> None:
     contexts = [context for bar in market(9) for context in actor.handle(bar)]
 
     assert all(context.demand is None and context.checked is None for context in contexts)
+
+
+def test_bars_that_are_not_whole_are_in_no_forecast_check_or_regime() -> None:
+    settings = ComplexitySettings(
+        coefficients=ComplexityCoefficients(
+            forecasts={"5": coefficients(last=1.0)}, regimes={"5": CHAIN}
+        )
+    )
+    spoilt = {40: {"is_complete": False}, 73: {"is_continuous": False}}
+    bars = [
+        msgspec.structs.replace(bar, **spoilt.get(number % BARS_PER_DAY, {}))
+        for number, bar in enumerate(market(9))
+    ]
+    whole = [bar for bar in bars if bar.is_continuous and bar.is_complete]
+
+    mixed, alone = MarketComplexityActor(settings), MarketComplexityActor(settings)
+    contexts = [context for bar in bars for context in mixed.handle(bar)]
+    expected = [context for bar in whole for context in alone.handle(bar)]
+
+    assert [context for context in contexts if context.bar in whole] == expected
+    assert expected[-1].checked is not None
+    assert expected[-1].regime_probabilities
+    assert all(
+        (context.demand, context.checked, context.regime_probabilities) == (None, None, ())
+        for context in contexts
+        if context.bar not in whole
+    )
