@@ -187,7 +187,8 @@ def _oscillators(
     deviation = np.full(count, np.nan)
     if enough:
         windows = sliding_window_view(typical, PERIOD)
-        deviation[PERIOD - 1 :] = np.abs(windows - newest(mean, len(windows))[:, None]).mean(axis=1)
+        apart = np.abs(windows - newest(mean, len(windows))[:, None]).mean(axis=1)
+        deviation[PERIOD - 1 :] = np.where(_is_still(windows), 0.0, apart)
     columns["cci"] = _share(typical - mean, CCI_SCALE * deviation)
     return columns
 
@@ -209,7 +210,7 @@ def _directional(
     plus = np.where((up > down) & (up > 0), up, 0.0)
     minus = np.where((down > up) & (down > 0), down, 0.0)
     true_sum, plus_sum, minus_sum = (_wilder_sum(x) for x in (true, plus, minus))
-    di_plus, di_minus = 100.0 * plus_sum / true_sum, 100.0 * minus_sum / true_sum
+    di_plus, di_minus = (_share(100.0 * part, true_sum) for part in (plus_sum, minus_sum))
     dx = _share(100.0 * np.abs(di_plus - di_minus), di_plus + di_minus)
     return {
         "atr": _smoothed(true, PERIOD, 1.0 / PERIOD),
@@ -251,7 +252,13 @@ def _bands(c: FloatArray) -> dict[str, FloatArray]:
 def _deviation(values: FloatArray, n: int, ddof: int) -> FloatArray:
     if len(values) < n:
         return np.empty(0)
-    return np.asarray(sliding_window_view(values, n).std(axis=1, ddof=ddof))
+    windows = sliding_window_view(values, n)
+    return np.where(_is_still(windows), 0.0, windows.std(axis=1, ddof=ddof))
+
+
+def _is_still(windows: FloatArray) -> NDArray[np.bool_]:
+    """Tell which rows are one value: their mean rounds, and the distance from it would not be 0."""
+    return np.asarray(windows.min(axis=1) == windows.max(axis=1))
 
 
 def _trend(c: FloatArray) -> dict[str, FloatArray]:

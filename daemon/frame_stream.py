@@ -195,7 +195,8 @@ class FrameStream:
         row["williams_r"] = _share(-100.0 * (top - close), top - bottom)
         typical = self._series["typical"]
         mean = _mean(typical, PERIOD)
-        deviation = math.fsum(abs(x - mean) for x in typical[-PERIOD:]) / PERIOD
+        recent = typical[-PERIOD:]
+        deviation = 0.0 if _is_still(recent) else math.fsum(abs(x - mean) for x in recent) / PERIOD
         row["cci"] = _share(typical[-1] - mean, CCI_SCALE * deviation)
         return row
 
@@ -208,8 +209,9 @@ class FrameStream:
         up, down = high - high_before, low_before - low
         sums = self._sums
         true_sum = sums["true"].add(true)
-        di_plus = 100.0 * sums["plus"].add(up if up > down and up > 0 else 0.0) / true_sum
-        di_minus = 100.0 * sums["minus"].add(down if down > up and down > 0 else 0.0) / true_sum
+        plus = sums["plus"].add(up if up > down and up > 0 else 0.0)
+        minus = sums["minus"].add(down if down > up and down > 0 else 0.0)
+        di_plus, di_minus = _share(100.0 * plus, true_sum), _share(100.0 * minus, true_sum)
         dx = _share(100.0 * abs(di_plus - di_minus), di_plus + di_minus)
         values = (self._smooth["atr"].add(true), di_plus, di_minus, self._smooth["adx"].add(dx))
         return dict(zip(names, values, strict=True))
@@ -283,8 +285,16 @@ def _mean(values: Sequence[float], n: int) -> float:
 def _deviation(values: Sequence[float], n: int, ddof: int) -> float:
     if len(values) < n:
         return math.nan
-    mean = math.fsum(values[-n:]) / n
-    return math.sqrt(math.fsum((x - mean) ** 2 for x in values[-n:]) / (n - ddof))
+    recent = values[-n:]
+    if _is_still(recent):
+        return 0.0
+    mean = math.fsum(recent) / n
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in recent) / (n - ddof))
+
+
+def _is_still(values: Sequence[float]) -> bool:
+    """Tell whether all are the same: their mean rounds, and the distance from it would not be 0."""
+    return min(values) == max(values)
 
 
 def _positive(value: float) -> float:

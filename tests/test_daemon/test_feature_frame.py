@@ -177,6 +177,22 @@ def test_where_nothing_moved_both_ways_drop_the_row() -> None:
     assert len(kept) < len(bars.close) - WARMUP_ROWS
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("still_bars", [15, 100, 500])
+def test_a_price_that_stands_still_from_the_start_is_unknown_in_both_ways(still_bars: int) -> None:
+    bars = some_bars(7)
+    prices = {name: getattr(bars, name).copy() for name in ("open", "high", "low", "close")}
+    for values in prices.values():
+        values[:still_bars] = prices["close"][0]
+    still = replace(bars, **prices)
+
+    exact, rows = exact_frame(still), pd.DataFrame(streamed(still))
+
+    np.testing.assert_allclose(rows.to_numpy(), exact.to_numpy(), rtol=0, atol=1e-9)
+    assert math.isnan(rows["di_plus"][14])
+    assert not math.isnan(rows["di_plus"][len(rows) - 1])
+
+
 @pytest.mark.parametrize("cut", [0, 1, 14, 150, 260])
 def test_a_restored_frame_stream_goes_on_to_the_last_bit(cut: int) -> None:
     bars = some_bars(5)
