@@ -9,6 +9,7 @@ everything with histories that end earlier or begin later.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from benchmarks.candles import candle_files
 from benchmarks.machine import ROOT, machine_facts, summary
 from daemon.demo_data import demo_candles
 from daemon.errors import DataError
-from daemon.feature_frame import FRAME_COLUMNS, WARMUP_ROWS, exact_frame
+from daemon.feature_frame import FRAME_COLUMNS, PERIOD, WARMUP_ROWS, exact_frame
 from daemon.frame_stream import FrameStream
 from daemon.history import CandleTable, load_candles
 from daemon.lookahead import check_lookahead, training_candles
@@ -33,6 +34,7 @@ from hrm.features import FEATURE_NAMES, WARMUP_BARS, FeatureStream, feature_rows
 MAX_DIFFERENCE = 1e-9
 MAX_P99_US = 1000.0
 LIBRARY_TOLERANCE = 1e-7  # relative: MACD begins its averages elsewhere, and forgets it slowly
+_SMOOTHED_ROWS = 5  # the slower stochastic: an average of three averages of three
 RESULTS = ROOT / "benchmarks" / "results" / "features.json"
 
 FloatArray = NDArray[np.float64]
@@ -50,8 +52,8 @@ def measure(table: CandleTable, lookahead_bars: int) -> dict[str, Any]:
     first = max(0, len(table) - lookahead_bars)
     newest = table.between(int(table.open_ns[first]), int(table.close_ns[-1]) + 1)
     lookahead = check_lookahead(training_candles(newest))
-    difference = _largest(rows[WARMUP_BARS:] - batch[WARMUP_BARS:])
-    frame_difference = _largest(frame_rows - frame.to_numpy())
+    difference = _largest(rows[WARMUP_BARS:], batch[WARMUP_BARS:])
+    frame_difference = _largest(frame_rows, frame.to_numpy())
     library, worst = _library_difference(table, frame)
     together_us = [a + b for a, b in zip(row_us, frame_us, strict=True)]
     violations = lookahead.lookahead_violations + lookahead.warmup_violations
@@ -128,23 +130,36 @@ def _timed(add: Callable[[Any], Any], bars: list[Any]) -> tuple[FloatArray, list
     return np.array(rows, dtype=np.float64), microseconds
 
 
-def _largest(differences: FloatArray) -> float:
-    known = differences[~np.isnan(differences)]
-    return float(np.abs(known).max()) if len(known) else 0.0
+def _largest(ours: FloatArray, theirs: FloatArray) -> float:
+    """Return the largest difference; infinite where one knows a number and the other does not."""
+    unknown = np.isnan(ours)
+    if not np.array_equal(unknown, np.isnan(theirs)):
+        return math.inf
+    return float(np.abs(ours - theirs)[~unknown].max(initial=0.0))
 
 
 def _library_difference(table: CandleTable, frame: pd.DataFrame) -> tuple[float, str]:
-    """Compare with the library from the frame's first row on; a row that moved not at all is not
-    compared: the library says 0 where the frame says that it does not know."""
+    """Compare with the library from the frame's first row on; where the price stood still the frame
+    may say that it does not know, while the library says 0."""
     largest, worst = 0.0, ""
+    stood_still = _stood_still(table)[WARMUP_ROWS:]
     for name, theirs in _library(table).items():
-        ours = frame[name].to_numpy()[WARMUP_ROWS:]
-        known = theirs[WARMUP_ROWS:]
-        difference = np.abs(ours - known) / np.maximum(np.abs(known), 1.0)
-        found = float(np.nanmax(difference)) if len(difference) else 0.0
+        ours, known = frame[name].to_numpy()[WARMUP_ROWS:], theirs[WARMUP_ROWS:]
+        compared = ~(np.isnan(ours) & stood_still)
+        scale = np.maximum(np.abs(known), 1.0)
+        found = _largest((ours / scale)[compared], (known / scale)[compared])
         if found > largest:
             largest, worst = found, name
     return largest, worst
+
+
+def _stood_still(table: CandleTable) -> NDArray[np.bool_]:
+    """Tell at which bars an oscillator may lack a value: its 14 bars were all at one price, or were
+    within the averages it is smoothed by, or the close has not changed since the first."""
+    typical = pd.Series((table.high + table.low + table.close) / 3.0)
+    still = typical.rolling(PERIOD).max() == typical.rolling(PERIOD).min()
+    recently = still.rolling(_SMOOTHED_ROWS, min_periods=1).max().to_numpy() > 0
+    return np.asarray(recently | (np.cumsum(table.close != table.close[0]) == 0))
 
 
 def _library(table: CandleTable) -> dict[str, FloatArray]:
