@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -14,6 +14,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backend.context import Backend
 from backend.routes import auth_routes, backtest_routes, config_routes, trading_routes
 from backend.websocket import router as sockets
+from daemon.logs import get_logger
+
+_PROBLEMS: Final = {
+    "/logout": "Logout failed",
+    "/profile": "Failed to fetch profile",
+    "/funds": "Failed to fetch funds",
+    "/config": "Failed to read configuration",
+    "/metrics": "Failed to read metrics",
+    "/historical-data": "Internal server error while fetching historical data",
+    "/backtest": "Failed to start backtest",
+    "/backtest/run": "Failed to start backtest",
+    "/backtest/start": "Failed to start backtest",
+    "/live/start": "Failed to start live trading",
+    "/live/stop": "Failed to stop live trading",
+    "/manual-trade": "Failed to initiate manual trade",
+}
+"""How the contract begins the text of a failure, by the end of the path."""
 
 
 def create_app(backend: Backend) -> FastAPI:
@@ -33,6 +50,7 @@ def create_app(backend: Backend) -> FastAPI:
         app.include_router(routes.router)
     app.include_router(sockets)
     app.add_middleware(BodyLimit, most_bytes=backend.settings.max_body_kib * 1024)
+    app.add_middleware(Failures)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=backend.settings.origins,
@@ -67,6 +85,38 @@ def _finite(value: Any) -> Any:
             return [_finite(entry) for entry in value]
         case _:
             return value
+
+
+class Failures:
+    """Answer 500 with a `detail` where a route broke: inside CORS, so that a page can read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            if has_begun:
+                raise
+            path: str = scope["path"]
+            get_logger(part="app").exception("route broke", path=path)
+            problem = next(
+                (text for end, text in _PROBLEMS.items() if path.endswith(end)),
+                "Internal server error",
+            )
+            detail = f"{problem}: the backend broke; look at what was done before you ask again"
+            await JSONResponse({"detail": detail}, 500)(scope, receive, send)
 
 
 class BodyLimit:

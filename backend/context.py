@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fastapi import HTTPException, Request
 from starlette.requests import HTTPConnection
@@ -20,6 +20,7 @@ from backend.files import ResultFiles
 from backend.hub import Hub, Line, Patience, SocketClient
 from backend.reader import BusReader
 from daemon.backend_settings import BackendSettings
+from daemon.logs import get_logger
 
 _KEPT_PROFILES: Final = 1000
 
@@ -68,6 +69,22 @@ class Backend:
         return SocketClient(
             user_id, line, patience=patience, monotonic_s=self.monotonic_s, on_end=on_end
         )
+
+    def note_action(self, user_id: str, action_type: str, details: Mapping[str, Any]) -> None:
+        """Note what a user did; where the file cannot be written, the log has it.
+
+        Never raises OSError: what was done must not be told as a failure, or it is asked for again.
+        """
+        try:
+            self.files.note_action(user_id, action_type, details)
+        except OSError as error:
+            get_logger(part="actions").error(
+                "action not written",
+                user=user_id,
+                action=action_type,
+                details=dict(details),
+                reason=str(error),
+            )
 
     async def profile(self, identity: Identity) -> Profile:
         """Return name and capital, asked for at the broker only now and then."""

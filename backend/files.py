@@ -54,7 +54,10 @@ class ResultFiles:
         return datetime.fromtimestamp(self.wall_ns() / 1e9, LOCAL).date().isoformat()
 
     def note_action(self, user_id: str, action_type: str, details: Mapping[str, Any]) -> None:
-        """Append one line to the users' log; the caller puts no secret into the details."""
+        """Append one line to the users' log; the caller puts no secret into the details.
+
+        Raises OSError.
+        """
         path = self.folder / "logs" / "user_actions.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         line = {

@@ -52,7 +52,7 @@ async def login(body: LoginRequest, request: Request, response: Response) -> dic
         httponly=True,
         samesite="lax",
     )
-    backend.files.note_action(identity.user_id, "LOGIN", {})
+    backend.note_action(identity.user_id, "LOGIN", {})
     return {"success": True, "message": "Login successful"}
 
 
@@ -60,10 +60,7 @@ async def login(body: LoginRequest, request: Request, response: Response) -> dic
 @router.post("/logout")
 async def logout(user: User, request: Request, response: Response) -> dict[str, bool | str]:
     """Clear the cookie; the broker's token stays good until it expires."""
-    try:
-        backend_of(request).files.note_action(user.user_id, "LOGOUT", {})
-    except OSError as error:
-        raise HTTPException(500, f"Logout failed: {error}") from error
+    backend_of(request).note_action(user.user_id, "LOGOUT", {})
     response.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax")
     return {"success": True, "message": "Logged out successfully"}
 

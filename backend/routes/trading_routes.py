@@ -86,7 +86,7 @@ async def start(body: LiveTradingRequest, user: User, request: Request) -> dict[
     if not answer.accepted:
         prefix = "400: " if answer.problem == "already_active" else ""
         raise HTTPException(500, f"{problem}: {prefix}{answer.reason}")
-    backend.files.note_action(user.user_id, "LIVE_TRADING_STARTED", body.model_dump())
+    backend.note_action(user.user_id, "LIVE_TRADING_STARTED", body.model_dump())
     message = f"{body.trading_mode.capitalize()} trading started successfully"
     return {"status": "started", "message": message, "trading_mode": mode}
 
@@ -102,7 +102,7 @@ async def stop(user: User, request: Request) -> dict[str, str]:
     answer = await _answered(backend.link.stop(place, user.user_id), problem)
     if not answer.accepted:
         raise HTTPException(500, f"{problem}: 400: {answer.reason}")
-    backend.files.note_action(user.user_id, "LIVE_TRADING_STOPPED", {})
+    backend.note_action(user.user_id, "LIVE_TRADING_STOPPED", {})
     return {"status": "stopped", "message": "Live trading stopped successfully"}
 
 
@@ -113,7 +113,7 @@ async def manual_trade(body: ManualTradeRequest, user: User, request: Request) -
     problem = "Failed to initiate manual trade"
     backend = backend_of(request)
     mode = await trade_manually(backend, user.user_id, body, problem)
-    backend.files.note_action(user.user_id, "MANUAL_TRADE_INITIATED", body.model_dump())
+    backend.note_action(user.user_id, "MANUAL_TRADE_INITIATED", body.model_dump())
     word = "paper" if mode == "PAPER" else "real"
     return {
         "status": "success",
@@ -220,7 +220,7 @@ async def kill(body: KillRequest, user: User, request: Request) -> dict[str, Any
     outcome: dict[str, Any] = await backend.link.kill(
         place, user.user_id, body.reason, flatten=body.flatten
     )
-    backend.files.note_action(user.user_id, "KILL_SWITCH_ENGAGED", body.model_dump())
+    backend.note_action(user.user_id, "KILL_SWITCH_ENGAGED", body.model_dump())
     return outcome
 
 

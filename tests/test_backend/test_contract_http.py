@@ -21,6 +21,7 @@ from command_line import CONFIG, wait_until
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
+from starlette.responses import Response
 
 from actors.messages import RequestAnswer, TradingMode
 from backend.routes.trading_routes import refusal_text
@@ -103,7 +104,7 @@ def failing(method: str, path: str) -> Scenario:
             case "/api/metrics":
                 site.backend.files.metrics_path.write_text("{")
             case "/api/logout":
-                patch.setattr(type(site.backend.files), "note_action", _no_space)
+                patch.setattr(Response, "delete_cookie", _no_space)
             case "/api/live/start":
                 assert start_session(site).status_code == 200
             case "/api/historical-data":
@@ -123,7 +124,7 @@ def failing(method: str, path: str) -> Scenario:
     return scenario
 
 
-def _no_space(*_: object) -> None:
+def _no_space(*_: object, **__: object) -> None:
     raise OSError("no space left")
 
 
