@@ -20,7 +20,7 @@ class Epochs:
     One is due when the price has moved by `epoch_move_atr` average true ranges since the last
     decision, the one at the close of the bar before included, at most `epochs_per_bar` times and
     `epoch_spacing_seconds` apart. Only the context of the bar directly before says what far is:
-    none is due in a bar that follows a gap or a night.
+    none is due in a bar that follows a gap, a night, or a bar that misses ticks.
     """
 
     def __init__(self, settings: FeedSettings) -> None:
@@ -36,7 +36,8 @@ class Epochs:
     def begin(self, context: MarketContext) -> None:
         """Take the close of a bar as the last decision; the next bar may have epochs."""
         bar, atr = context.bar, context.atr
-        self._open_ns = bar.close_ns if atr is not None and bar.is_continuous else None
+        is_whole = bar.is_continuous and bar.is_complete
+        self._open_ns = bar.close_ns if atr is not None and is_whole else None
         self._distance = self._settings.epoch_move_atr * (atr or Decimal(0))
         self._last_ns = bar.close_ns
         self._left = self._settings.epochs_per_bar

@@ -58,8 +58,8 @@ class MarketFeedActor(Actor[Input, Output]):
     Of the last order book before its close, if that is not older than the feed may be silent, a bar
     says how far bids outweigh asks.
 
-    After a far move within a bar the bar so far goes out as well (epochs.py), if so set. How far a
-    move is far is known from the context of the bar before.
+    After a far move within a bar that misses nothing yet the bar so far goes out as well
+    (epochs.py), if so set. How far a move is far is known from the context of the bar before.
 
     Its memory is two bars of the longest timeframe: the bar that is open, and the one before it,
     whose last tick says how much volume of the day was known when the open one began.
@@ -145,7 +145,8 @@ class MarketFeedActor(Actor[Input, Output]):
                 "info", f"ticks of {feed.instrument} have come back", "Silent feed", tick
             )
         bar = self._fold(feed, tick)
-        if bar.is_continuous and feed.epochs.is_due(bar.open_ns, tick.last_price, tick.event_ns):
+        is_whole = bar.is_continuous and bar.is_complete
+        if is_whole and feed.epochs.is_due(bar.open_ns, tick.last_price, tick.event_ns):
             yield feed.partial_bar(bar, tick)
             feed.epochs.note(tick.last_price, tick.event_ns)
 

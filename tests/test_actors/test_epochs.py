@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from actors.epochs import context_within
 from actors.market_feed import MarketFeedActor
-from actors.messages import Bar, Message, PartialBar
+from actors.messages import Bar, FeedGap, Message, PartialBar
 from actors.policies import FeedSettings
 
 BAR_NS = 5 * MINUTE_NS
 SECOND_BAR_NS, THIRD_BAR_NS = OPEN_NS + BAR_NS, OPEN_NS + 2 * BAR_NS
 NEXT_DAY_NS = OPEN_NS + 24 * 60 * MINUTE_NS
+CUT_BAR = a_bar("22000", is_complete=False)
 CATALOGUE, CALENDAR = a_catalogue(), a_calendar()
 
 
@@ -38,14 +39,20 @@ def a_feed(**given: Any) -> MarketFeedActor:
     return MarketFeedActor(feed, CATALOGUE, CALENDAR, {"Nifty": "5"})
 
 
-def the_bar_before(**fields: Any) -> list[Message]:
+def the_bar_before(bar: Bar | None = None, **fields: Any) -> list[Message]:
     """Return a tick of the first bar and the context of its close at 22000, with an ATR of 20."""
-    return [a_tick("22000", OPEN_NS), a_context(a_bar("22000"), **fields)]
+    return [a_tick("22000", OPEN_NS), a_context(bar or a_bar("22000"), **fields)]
 
 
 def at(seconds: float, price: int | str, **fields: Any) -> Message:
     """Return a tick of the second bar."""
     return a_tick(str(price), SECOND_BAR_NS + round(seconds * SECOND_NS), **fields)
+
+
+def a_gap(seconds: float) -> FeedGap:
+    """Say that ticks may be missing from so many seconds after the second bar's open."""
+    since_ns = SECOND_BAR_NS + round(seconds * SECOND_NS)
+    return FeedGap(instrument="Nifty", since_ns=since_ns, told_ns=since_ns)
 
 
 def partials(feed: MarketFeedActor, *messages: Message) -> list[PartialBar]:
@@ -114,11 +121,20 @@ def test_there_are_not_more_in_a_bar_than_set_and_the_next_bar_begins_anew() -> 
         ("no context has come", the_bar_before()[:1], [at(60, 22100)]),
         ("a gap lies before it", the_bar_before(), [a_tick("22100", THIRD_BAR_NS + MINUTE_NS)]),
         ("a night lies before it", the_bar_before(), [a_tick("22100", NEXT_DAY_NS + MINUTE_NS)]),
+        ("its own ticks are missing", the_bar_before(), [at(1, 22000), a_gap(1), at(60, 22100)]),
+        ("its first ticks are missing", the_bar_before(), [a_gap(-60), at(60, 22100)]),
+        ("the bar before misses ticks", the_bar_before(bar=CUT_BAR), [at(60, 22100)]),
         ("it is refused", the_bar_before(), [at(60, 22100, volume_today=-1)]),
     ],
 )  # fmt: skip
 def test_no_decision_is_due_when(why: str, before: list[Message], ticks: list[Message]) -> None:
     assert partials(a_feed(), *before, *ticks) == [], why
+
+
+def test_a_gap_shorter_than_a_silence_spoils_no_decision_within_the_bar() -> None:
+    found = partials(a_feed(), *the_bar_before(), at(55, 22000), a_gap(55), at(60, 22100))
+
+    assert [one.last_price for one in found] == [22100]
 
 
 def test_they_are_off_unless_set() -> None:
