@@ -22,17 +22,18 @@ class GivenLevels(NamedTuple):
         """Whether no average true range is needed."""
         return self.stop is not None and self.target is not None
 
-    def problem(self, action: Action, reference: Decimal) -> str | None:
-        """Return which level lies on the wrong side of the price, or None."""
+    def problem(self, action: Action, reference: Decimal, instrument: Instrument) -> str | None:
+        """Return which level is no price on the tick grid or lies on the wrong side, or None."""
         sign = -1 if action == "SELL_SHORT" else 1
         for name, level, side in (("stop", self.stop, -sign), ("target", self.target, sign)):
             if level is None:
                 continue
-            if not level.is_finite() or level <= 0:
+            if not _is_on_grid(level, instrument):
                 return f"{name} {level} is no price"
-            if (level - reference) * side <= 0:
+            placed = instrument.round_to_tick(level)
+            if (placed - reference) * side <= 0:
                 where = "above" if side > 0 else "below"
-                return f"{name} {level} must lie {where} the price {reference}"
+                return f"{name} {level}, on a tick {placed}, must lie {where} the price {reference}"
         return None
 
 
@@ -58,7 +59,7 @@ def level_problem(
     decision: Decision, instrument: Instrument, stops: ExecutionSettings, given: GivenLevels
 ) -> str | None:
     """Return why no stop or target can be set, or None."""
-    problem = given.problem(decision.action, decision.reference_price)
+    problem = given.problem(decision.action, decision.reference_price, instrument)
     if problem is not None or given.are_complete:
         return problem
     atr = decision.atr
@@ -71,9 +72,14 @@ def level_problem(
     is_short = decision.action == "SELL_SHORT"
     below = stops.reward_multiplier if is_short else stops.risk_multiplier
     reference = decision.reference_price
-    if is_price(reference) and below * atr >= reference:
+    if is_price(reference) and not _is_on_grid(reference - below * atr, instrument):
         return f"{atr}: stop or target would lie at or below 0"
     return None
+
+
+def _is_on_grid(level: Decimal, instrument: Instrument) -> bool:
+    """Tell whether a level is a price once it is rounded; 0 would be read as no level."""
+    return is_price(level) and instrument.round_to_tick(level) > 0
 
 
 def is_price(price: Decimal) -> bool:

@@ -215,6 +215,10 @@ def test_given_levels_replace_the_computed_ones() -> None:
         ("sell", {"stop_price": Decimal(21999)}),
         ("sell", {"target_price": Decimal("NaN")}),
         ("buy", {"stop_price": Decimal(0)}),
+        ("buy", {"stop_price": Decimal("21999.99")}),  # 22000.00 on the tick grid
+        ("buy", {"target_price": Decimal("22000.01")}),
+        ("sell", {"stop_price": Decimal("22000.01")}),
+        ("buy", {"stop_price": Decimal("0.01")}),  # 0.00, which would mean no stop
     ],
 )
 def test_a_level_on_the_wrong_side_is_refused(side: str, fields: dict[str, Decimal]) -> None:

@@ -301,6 +301,7 @@ def test_an_entry_without_an_answer_is_dropped_with_the_session_day() -> None:
         ({"atr": Decimal(0)}, "atr known"),
         ({"atr": Decimal("0.01")}, "atr known"),  # a stop within a tick
         ({"atr": Decimal(20_000)}, "atr known"),  # a stop below zero
+        ({"atr": Decimal("14666.66")}, "atr known"),  # a stop of 0.01, which is 0.00 on the grid
         ({"instrument": "Atlantis"}, "instrument"),
     ],
 )
