@@ -202,7 +202,7 @@ class ExecutionActor(Actor[Input, Output]):
         if not order.is_done:
             return
         yield from self._entering.note_end(holding, order)
-        self._leaving.note_end(holding, order)
+        yield from self._leaving.note_end(holding, order)
         yield from self._leaving.pursue(holding)
 
     # Ticks and time
@@ -277,7 +277,8 @@ class ExecutionActor(Actor[Input, Output]):
             day = self._calendar.session_key(market, now_ns)
             if self._session_days.get(market, day) < day:
                 holding.is_held_back = holding.is_told_late = False
-                if holding.exit is not None and holding.exit.has_failed:
+                leaving = holding.exit
+                if leaving is not None and leaving.has_failed and not leaving.orders:
                     holding.exit = None
         for market in {holding.instrument.session for holding in self._holdings.values()}:
             self._session_days[market] = self._calendar.session_key(market, now_ns)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from actors.instruments import Instrument
-from actors.messages import ExecutionReport, OrderIntent, Position
+from actors.messages import ExecutionReport, OrderIntent, Position, RejectKind
 from actors.orders import Order
 
 STOP_LOSS: Final = "STOP_LOSS_HIT"
@@ -42,10 +42,15 @@ class Exit:
 
     reason: str
     decision_id: str
-    attempts: int = 0
+    attempts: int = 0  # without those that were put off
     left: int = 0  # unsigned units of this attempt that no order was placed for yet
     next_ns: int = 0  # market time from which more may be placed
-    has_failed: bool = False
+    passing: RejectKind | None = None  # of a reject in this attempt that mends itself
+    is_spent: bool = False  # an order of this attempt ended unfilled for another reason
+    times_put_off: int = 0  # attempts in a row that failed by such rejects alone, and do not count
+    is_told_put_off: bool = False  # a person was told of them
+    has_failed: bool = False  # a person was called; it is tried on, slowly
+    slow_attempts: int = 0  # since then
     orders: list[Order] = field(default_factory=list)  # without an end yet
 
 

@@ -28,6 +28,7 @@ OptionKind = Literal["CE", "PE"]
 OrderStatus = Literal[
     "accepted", "partially_filled", "filled", "cancelled", "rejected", "expired", "unknown"
 ]
+RejectKind = Literal["permanent", "retryable", "auth", "rate"]
 FINAL_STATUSES: frozenset[OrderStatus] = frozenset({"filled", "cancelled", "rejected", "expired"})
 
 
@@ -558,6 +559,7 @@ class ExecutionReport(Message, frozen=True, kw_only=True):
     cumulative_quantity: int = 0
     charges: Decimal = Decimal(0)  # rupees for this fill
     reason: str = ""
+    reject_kind: RejectKind | None = None  # of a reject; None: not known
 
     @property
     def time_ns(self) -> int:

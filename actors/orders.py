@@ -16,6 +16,7 @@ from actors.messages import (
     OrderStatus,
     PlaceOrder,
     Purpose,
+    RejectKind,
 )
 
 OrderState = Literal["sent"] | OrderStatus
@@ -62,6 +63,7 @@ class Order:
     turnover: Decimal = Decimal(0)  # rupees that statutory charges are a share of
     charged: Decimal = Decimal(0)  # rupees of them that are booked
     claimed: int = 0  # units that the broker said are filled, whether their fills came or not
+    reject_kind: RejectKind | None = None  # of a reject; None: not known
     state_ns: int = 0
     traded_ns: int | None = None  # first tick of the instrument since the order was taken
     cancel_asked_ns: int | None = None
@@ -100,6 +102,7 @@ class Order:
         )
         if report.status in TRANSITIONS[self.state]:
             self.state = report.status
+            self.reject_kind = report.reject_kind
             self.state_ns = now_ns
             return True
         return report.status in STALE[self.state]

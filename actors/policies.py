@@ -283,7 +283,8 @@ class ExecutionSettings(ActorSettings):
     order_timeout_seconds: float = Field(default=10.0, gt=0.0, le=600.0)
     """Market time an order may stay without a final answer before it is cancelled or asked for."""
     exit_attempts: int = Field(default=3, ge=1, le=10)
-    """Times an exit is sent, each after the one before failed; then a person is called."""
+    """Times an exit is sent, each after the one before failed; then a person is called, and it is
+    tried on slowly. Rejects that mend themselves (login, rate, retryable) do not count."""
     exit_retry_seconds: float = Field(default=1.0, ge=0.0, le=60.0)
     """Market time between two of these attempts."""
     max_order_rate_per_second: int = Field(default=8, ge=1, le=9)

@@ -15,9 +15,7 @@ TraderError
 `hrm/` raises ValueError for bad tensors and its own IntegrityError for weights that do not match.
 """
 
-from typing import Literal
-
-RejectKind = Literal["permanent", "retryable", "auth", "rate"]
+from actors.messages import RejectKind
 
 
 class TraderError(Exception):

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +21,7 @@ from actors.messages import (
     OrderCounts,
     OrderStatus,
     PlaceOrder,
+    RejectKind,
     Severity,
 )
 from daemon.brokers.base import Broker
@@ -45,6 +47,13 @@ STRANGER_RUNBOOK = "Stranger order"
 UNKNOWN_RUNBOOK = "Order outcome unknown"
 CIRCUIT_RUNBOOK = "Reject circuit open"
 UNMANAGED_RUNBOOK = "Unmanaged position"
+
+
+class Refusal(NamedTuple):
+    """Why an order must not leave, and of which class that is to its sender."""
+
+    reason: str
+    kind: RejectKind = "permanent"
 
 
 class OrderGateway:
@@ -274,8 +283,8 @@ class OrderGateway:
             return
         refusal = await self._refusal(order)
         if refusal is not None:
-            self._log.warning("order refused", order_id=tag, reason=refusal)
-            await self._keep([self._own_report(order, "rejected", refusal)], answers=tag)
+            self._log.warning("order refused", order_id=tag, reason=refusal.reason)
+            await self._keep([self._own_report(order, "rejected", *refusal)], answers=tag)
             return
         await self._outbox.mark_sent(tag)
         self._sent_ns.append(self._clock_ns())
@@ -284,7 +293,8 @@ class OrderGateway:
                 await self._broker.place(order)
         except BrokerRejected as error:
             self._log.warning("order rejected", order_id=tag, reason=str(error))
-            await self._keep([self._own_report(order, "rejected", str(error))], answers=tag)
+            said = self._own_report(order, "rejected", str(error), error.kind)
+            await self._keep([said], answers=tag)
             opened = self._circuit.rejected(
                 order.instrument, error.kind, str(error), self._clock_ns()
             )
@@ -307,35 +317,36 @@ class OrderGateway:
             self._circuit.accepted(order.instrument)
             self._log.info("order sent", order_id=tag, decision_id=order.decision_id)
 
-    async def _refusal(self, order: PlaceOrder) -> str | None:
+    async def _refusal(self, order: PlaceOrder) -> Refusal | None:
         """Return why an order must not leave, or None."""
         refusal = await self._send_refusal(order)
         if refusal is not None:
             return refusal
         if order.purpose == "exit":
             return await self._exit_refusal(order)
-        refusal = self._entry_refusal(order, self._clock_ns())
-        if refusal is None and self._reconciler is not None:
-            refusal = await self._unmanaged(order)
-        return refusal
+        reason = self._entry_refusal(order, self._clock_ns())
+        if reason is None and self._reconciler is not None:
+            reason = await self._unmanaged(order)
+        return None if reason is None else Refusal(reason)
 
-    async def _send_refusal(self, order: PlaceOrder) -> str | None:
+    async def _send_refusal(self, order: PlaceOrder) -> Refusal | None:
         """Return what forbids to send anything for an order now: latch, age, rate."""
         latch = await self._latch.read()
         is_exit = order.purpose == "exit"
         if latch.engaged and not (is_exit and latch.flatten):
-            return f"kill switch: {latch.reason}"
+            return Refusal(f"kill switch: {latch.reason}", "retryable")
         now_ns = self._clock_ns()
         age_ns = now_ns - order.placed_ns
         # An exit is as needed late as in time, and its position cannot change without it.
         if not is_exit and age_ns > self._max_age_ns:
             allowed_s = self._max_age_ns / _SECOND_NS
-            return f"order is {age_ns / _SECOND_NS:.1f} s old, allowed: {allowed_s:g} s"
+            return Refusal(f"order is {age_ns / _SECOND_NS:.1f} s old, allowed: {allowed_s:g} s")
         while self._sent_ns and self._sent_ns[0] <= now_ns - _SECOND_NS:
             self._sent_ns.popleft()
         allowed = self._max_rate if is_exit else self._max_rate - self._max_rate // _RESERVE_DIVISOR
         if len(self._sent_ns) >= allowed:
-            return f"{len(self._sent_ns)} orders in the last second, allowed: {allowed}"
+            sent = len(self._sent_ns)
+            return Refusal(f"{sent} orders in the last second, allowed: {allowed}", "rate")
         return None
 
     def _entry_refusal(self, order: PlaceOrder, now_ns: int) -> str | None:
@@ -361,14 +372,16 @@ class OrderGateway:
         )
         return reason
 
-    async def _exit_refusal(self, order: PlaceOrder) -> str | None:
+    async def _exit_refusal(self, order: PlaceOrder) -> Refusal | None:
         """Return why an exit would not close what the broker holds; then look at the books."""
         if self._reconciler is None:
             return None
         problem = await self._reconciler.exit_problem(order)
-        if problem is not None:
-            self._look_again.set()
-        return problem
+        if problem is None:
+            return None
+        self._look_again.set()
+        # The broker's positions may lag its trades, and the log may learn of an outside close.
+        return Refusal(problem, "retryable")
 
     async def _cancel(self, tasks: asyncio.TaskGroup, request: CancelOrder) -> None:
         tag = request.client_order_id
@@ -403,7 +416,7 @@ class OrderGateway:
         as_if_new = msgspec.structs.replace(row.order, placed_ns=request.placed_ns)
         refusal = await self._send_refusal(as_if_new)
         if refusal is not None:
-            self._log.info("not modified", order_id=tag, reason=refusal)
+            self._log.info("not modified", order_id=tag, reason=refusal.reason)
             return
         self._log.info("modify", order_id=tag, limit_price=str(request.limit_price))
         self._sent_ns.append(self._clock_ns())
@@ -449,7 +462,8 @@ class OrderGateway:
             was_taken = known is not None and known.stage == "answered"
             status: OrderStatus = "expired" if was_taken else "rejected"
             reason = "the broker has no such order" + (" any more" if was_taken else "")
-            found = [self._own_report(row.order, status, reason)]
+            kind: RejectKind | None = None if was_taken else "retryable"
+            found = [self._own_report(row.order, status, reason, kind)]
         self._log.info("order found out", order_id=tag, reports=len(found or []))
         await self._keep(found or [], answers=tag)
         self._unknown.pop(tag, None)
@@ -593,7 +607,13 @@ class OrderGateway:
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, _RETRY_LONGEST_S)
 
-    def _own_report(self, order: PlaceOrder, status: OrderStatus, reason: str) -> ExecutionReport:
+    def _own_report(
+        self,
+        order: PlaceOrder,
+        status: OrderStatus,
+        reason: str,
+        kind: RejectKind | None = None,
+    ) -> ExecutionReport:
         """Return a report of what no broker will tell; its id is the same after a restart."""
         return ExecutionReport(
             execution_id=f"{order.client_order_id}-gateway-{status}",
@@ -603,6 +623,7 @@ class OrderGateway:
             status=status,
             event_ns=max(self._clock_ns(), order.placed_ns),
             reason=reason,
+            reject_kind=kind,
         )
 
     @contextmanager

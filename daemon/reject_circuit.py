@@ -1,14 +1,15 @@
 """Reject circuit: after three identical rejects, stop asking the broker for the same thing.
 
-Entries only; an exit is always worth another try. The class of a reject says how far it reaches
-and how long the circuit stays open, in market time; then one order may try again.
+Entries only; an exit is always worth another try, though its rejects count. The class of a reject
+says how far it reaches and how long the circuit stays open, in market time; then one order may try
+again.
 """
 
 import re
 from collections import Counter
 from typing import Final
 
-from daemon.errors import RejectKind
+from actors.messages import RejectKind
 
 IDENTICAL_REJECTS: Final = 3
 _SECOND_NS: Final = 1_000_000_000
@@ -45,7 +46,10 @@ class RejectCircuit:
         self._open_until_ns: dict[str, tuple[int, str]] = {}
 
     def rejected(self, instrument: str, kind: RejectKind, reason: str, now_ns: int) -> str | None:
-        """Count one reject; return a sentence when it opens the circuit."""
+        """Count one reject; return a sentence when it opens the circuit.
+
+        Rejects of exits while it is open keep it open, and say nothing.
+        """
         self.rejects[kind] += 1
         scope = _ANY if kind in _EVERYWHERE else instrument
         wording = f"{kind}: {_without_numbers(reason)}"
@@ -54,8 +58,11 @@ class RejectCircuit:
         self._counts[scope] = wording, count
         if count < IDENTICAL_REJECTS:
             return None
-        self.openings += 1
+        was_open_until_ns, _ = self._open_until_ns.get(scope, (0, ""))
         self._open_until_ns[scope] = now_ns + _OPEN_S[kind] * _SECOND_NS, reason
+        if now_ns < was_open_until_ns:
+            return None
+        self.openings += 1
         where = "all instruments" if scope == _ANY else instrument
         return (
             f"{count} identical rejects ({kind}), no entries in {where} for {_OPEN_S[kind]} s: "

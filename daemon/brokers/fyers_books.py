@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from actors.messages import ExecutionReport, OrderStatus, PlaceOrder
 from actors.options import is_option_symbol
 from actors.orders import OUTSIDE
+from daemon.reject_circuit import reject_kind
 
 
 class FyersStatus(IntEnum):
@@ -268,6 +269,7 @@ def state_report(row: OrderRow, order: PlaceOrder) -> ExecutionReport:
         event_ns=row.at_ns,
         cumulative_quantity=row.filled,
         reason=row.message,
+        reject_kind=reject_kind(0, row.message) if status == "rejected" else None,
     )
 
 

@@ -1,5 +1,7 @@
+from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from actors.messages import (
     OrderStatus,
     PlaceOrder,
     Position,
+    RejectKind,
 )
 from actors.orders import STALE, TRANSITIONS, client_order_id
 from actors.policies import ExecutionSettings
@@ -39,6 +42,7 @@ from actors.session import SessionCalendar, SessionTable
 
 DAY_NS = 24 * 60 * MINUTE_NS
 SQUARE_OFF_NS = OPEN_NS + 365 * MINUTE_NS  # 15:20
+CLOSE_NS = OPEN_NS + 375 * MINUTE_NS  # 15:30
 
 
 def an_execution(**fields: Any) -> ExecutionActor:
@@ -656,7 +660,8 @@ def test_a_failed_exit_is_tried_three_times_a_second_apart_and_then_a_person_is_
         assert orders_of(early) == []
         orders.append(the_order(in_time))
     outputs = outputs_of(execution, a_report(orders[-1], "cancelled"))
-    later = outputs_of(execution, a_time(OPEN_NS + MINUTE_NS), a_tick("21800", OPEN_NS + MINUTE_NS))
+    told_ns = OPEN_NS + 2 * SECOND_NS + 1
+    later = outputs_of(execution, a_time(told_ns + 29 * SECOND_NS), a_tick("21800", told_ns))
 
     assert len({order.client_order_id for order in orders}) == 3
     assert alerts_of(outputs) == [
@@ -664,7 +669,7 @@ def test_a_failed_exit_is_tried_three_times_a_second_apart_and_then_a_person_is_
             severity="critical",
             text="Failed to close position for Nifty. Please check manually.",
             runbook="Position not closed",
-            at_ns=OPEN_NS + 2 * SECOND_NS + 1,
+            at_ns=told_ns,
             source="execution",
             instrument="Nifty",
         )
@@ -683,13 +688,130 @@ def test_a_decision_may_try_again_what_failed_before() -> None:
     assert the_order(outputs).reason == "DECISION"
 
 
+def rejects_of(
+    execution: ExecutionActor, order: PlaceOrder, kinds: Sequence[RejectKind | None], until_ns: int
+) -> tuple[list[tuple[int, PlaceOrder]], list[Alert]]:
+    """Reject an exit and those that follow it, the last kind for ever, a second a step.
+
+    Return the later exits, with the second after the open at which each went out, and the alerts.
+    """
+    orders: list[tuple[int, PlaceOrder]] = []
+    alerts: list[Alert] = []
+    for second in range(1, (until_ns - OPEN_NS) // SECOND_NS + 1):
+        kind = kinds[min(len(orders), len(kinds) - 1)]
+        outputs = outputs_of(execution, a_report(order, "rejected", reject_kind=kind))
+        outputs += outputs_of(execution, a_time(OPEN_NS + second * SECOND_NS))
+        alerts += alerts_of(outputs)
+        for sent in orders_of(outputs):
+            order = sent
+            orders.append((second, sent))
+    return orders, alerts
+
+
+@pytest.mark.parametrize("kind", ["auth", "rate"])
+def test_a_reject_that_mends_itself_counts_as_no_attempt_and_puts_the_exit_off(
+    kind: RejectKind,
+) -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+
+    orders, alerts = rejects_of(execution, first, [kind], OPEN_NS + 5 * MINUTE_NS)
+
+    assert [second for second, _ in orders[:6]] == [1, 3, 7, 15, 25, 35]
+    assert orders[-1][0] == 295
+    assert [alert.severity for alert in alerts] == ["critical"]
+    assert alerts[0].text == (
+        f"75 units of Nifty are still open: the exit was rejected 3 times in a row ({kind}). It is "
+        "tried on until it goes out; close them by hand if that must not wait."
+    )
+
+
+def test_an_exit_that_may_be_tried_later_waits_a_minute_at_most() -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+
+    orders, _ = rejects_of(execution, first, ["retryable"], OPEN_NS + 5 * MINUTE_NS)
+
+    assert [second for second, _ in orders] == [1, 3, 7, 15, 31, 63, 123, 183, 243]
+
+
+def test_attempts_count_on_where_a_reject_that_mends_itself_came_between() -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+    kinds: list[RejectKind | None] = ["permanent", "auth", "permanent", None]
+
+    orders, alerts = rejects_of(execution, first, kinds, OPEN_NS + 20 * SECOND_NS)
+
+    assert len(orders) == 3
+    assert [alert.text for alert in alerts] == [
+        "Failed to close position for Nifty. Please check manually."
+    ]
+
+
+def test_after_the_call_for_a_person_an_exit_is_tried_on_ever_more_slowly() -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+
+    orders, alerts = rejects_of(execution, first, ["permanent"], OPEN_NS + 30 * MINUTE_NS)
+
+    seconds = [second for second, _ in orders]
+    assert seconds[:6] == [1, 2, 32, 92, 212, 452]
+    assert {later - sooner for sooner, later in pairwise(seconds[6:])} == {300}
+    assert len(alerts) == 1
+
+
+def test_a_slow_attempt_that_fills_closes_the_position() -> None:
+    execution = an_execution(exit_attempts=1)
+    entered(execution)
+    failed = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+    outputs_of(execution, a_report(failed, "rejected"))
+
+    slow = the_order(outputs_of(execution, a_time(OPEN_NS + MINUTE_NS)))
+    outputs = outputs_of(execution, a_fill(slow, "21500"), a_time(OPEN_NS + 10 * MINUTE_NS))
+
+    assert positions_of(outputs)[-1].net_quantity == 0
+    assert orders_of(outputs) == []
+
+
+def test_square_off_tries_a_failed_exit_again_at_once_and_at_full_pace() -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_tick("21900", OPEN_NS)))
+
+    orders, alerts = rejects_of(execution, first, ["permanent"], SQUARE_OFF_NS + 3 * SECOND_NS)
+
+    square_off = (SQUARE_OFF_NS - OPEN_NS) // SECOND_NS
+    last = [(second - square_off, order.reason) for second, order in orders[-3:]]
+    assert last == [(0, "SQUARE_OFF"), (1, "SQUARE_OFF"), (2, "SQUARE_OFF")]
+    assert len(alerts) == 2
+
+
+def test_a_closed_market_puts_no_exit_off_for_ever() -> None:
+    execution = an_execution()
+    entered(execution)
+    first = the_order(outputs_of(execution, a_time(CLOSE_NS)))
+
+    for order in (first, *(None,) * 2):
+        sent = order or the_order(outputs_of(execution, a_time(execution._book.now_ns + SECOND_NS)))
+        outputs = outputs_of(execution, a_report(sent, "rejected", reject_kind="retryable"))
+
+    assert [alert.text for alert in alerts_of(outputs)] == [
+        "Failed to close position for Nifty. Please check manually."
+    ]
+    assert outputs_of(execution, a_time(CLOSE_NS + 60 * MINUTE_NS)) == []
+
+
 def test_what_failed_is_tried_again_on_the_next_day() -> None:
     execution = an_execution(exit_attempts=1)
     entered(execution)
-    failed = the_order(outputs_of(execution, a_time(SQUARE_OFF_NS)))
+    failed = the_order(outputs_of(execution, a_time(CLOSE_NS - SECOND_NS)))
     outputs_of(execution, a_report(failed, "rejected"))
 
-    same_day = outputs_of(execution, a_time(SQUARE_OFF_NS + MINUTE_NS))
+    same_day = outputs_of(execution, a_time(CLOSE_NS), a_time(CLOSE_NS + 60 * MINUTE_NS))
     outputs = outputs_of(execution, a_time(OPEN_NS + DAY_NS), a_tick("21900", OPEN_NS + DAY_NS + 1))
 
     assert orders_of(same_day) == []

@@ -221,7 +221,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return st.sampled_from(arguments)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter where one side is a Literal
         return st.one_of(*map(values_of, arguments))
     if origin is tuple:
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)

@@ -3,6 +3,8 @@
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+import pytest
 from builders import (
     OPEN_NS,
     SECOND_NS,
@@ -21,12 +23,14 @@ from actors.execution import ExecutionActor
 from actors.instruments import Instrument, InstrumentCatalogue
 from actors.messages import (
     FINAL_STATUSES,
+    Alert,
     CancelOrder,
     ExecutionReport,
     Message,
     OrderStatus,
     PlaceOrder,
     Position,
+    RejectKind,
 )
 from actors.orders import TRANSITIONS
 from actors.policies import ExecutionSettings
@@ -70,6 +74,10 @@ def an_answer(order: PlaceOrder, status: OrderStatus, units: int = 0) -> Executi
         last_price=Decimal(22000) if units else Decimal(0),
         cumulative_quantity=units,
     )
+
+
+def a_reject(order: PlaceOrder, kind: RejectKind) -> ExecutionReport:
+    return msgspec.structs.replace(an_answer(order, "rejected"), reject_kind=kind)
 
 
 def entered(execution: ExecutionActor, units: int) -> None:
@@ -154,6 +162,29 @@ def test_an_exit_is_sliced_by_what_is_held_in_one_attempt() -> None:
     assert positions_of(outputs)[-1].net_quantity == 0
     assert positions_of(outputs)[-1].round_trips == 1
     assert [output for output in outputs if not isinstance(output, Position)] == []
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [("permanent", True), ("rate", False)])
+def test_an_attempt_is_put_off_only_if_no_slice_failed_for_good(
+    kind: RejectKind, *, is_told: bool
+) -> None:
+    execution = an_execution(exit_attempts=1)
+    entered(execution, 900)
+    first, second, third = orders_of(
+        outputs_of(execution, an_intent(-900, purpose="exit", decision_id="d2"))
+    )
+
+    outputs = outputs_of(
+        execution,
+        a_reject(first, kind),
+        a_reject(second, "rate"),
+        a_fill(third),
+        a_time(OPEN_NS + SECOND_NS),
+    )
+
+    texts = [output.text for output in outputs if isinstance(output, Alert)]
+    assert ("Failed to close position for Nifty. Please check manually." in texts) is is_told
+    assert [order.quantity for order in orders_of(outputs)] == ([] if is_told else [375, 375])
 
 
 def test_what_a_failed_slice_leaves_open_is_closed_by_the_next_attempt() -> None:

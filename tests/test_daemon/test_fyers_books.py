@@ -74,6 +74,22 @@ def test_every_pair_of_states_is_a_move_or_late_or_refused_and_reported(
         assert reports == []
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        (5, "RMS: market is closed for NSE:SBIN-EQ", "retryable"),
+        (5, "RMS: Margin Shortfall", "permanent"),
+        (1, "", None),
+    ],
+)
+def test_a_rejected_order_says_of_which_class_its_reject_is(
+    status: int, message: str, kind: str | None
+) -> None:
+    (report,) = books().take_order(a_row(status, message=message))
+
+    assert report.reject_kind == kind
+
+
 def test_a_cancelled_order_may_have_fills_and_claims_them() -> None:
     (report,) = books().take_order(a_row(1, filled=25))
 

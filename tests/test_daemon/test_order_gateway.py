@@ -17,6 +17,7 @@ from actors.messages import (
     ModifyOrder,
     OrderStatus,
     PlaceOrder,
+    RejectKind,
 )
 from daemon.brokers.simulated import SimulatedBroker, SimulationSettings
 from daemon.bus import Consumer, Publisher
@@ -255,9 +256,12 @@ async def test_an_order_is_acknowledged_once_the_broker_has_answered(house: Hous
     assert (await house.outbox.unfinished())[0].stage == "answered"
 
 
-async def test_what_the_broker_rejects_is_reported_as_rejected(house: House) -> None:
+@pytest.mark.parametrize("kind", ["permanent", "auth", "rate"])
+async def test_what_the_broker_rejects_is_reported_as_rejected_with_its_class(
+    house: House, kind: RejectKind
+) -> None:
     def reject(_: PlaceOrder) -> None:
-        raise BrokerRejected("margin shortfall of 1,200")
+        raise BrokerRejected("margin shortfall of 1,200", kind)
 
     house.broker.on_place = reject
 
@@ -267,6 +271,7 @@ async def test_what_the_broker_rejects_is_reported_as_rejected(house: House) -> 
 
     (report,) = await house.reports()
     assert (report.status, report.reason) == ("rejected", "margin shortfall of 1,200")
+    assert report.reject_kind == kind
     assert report.client_order_id == "order1"
     assert await house.outbox.unfinished() == []
 
@@ -281,6 +286,7 @@ async def test_an_engaged_kill_switch_refuses_orders(house: House, purpose: str)
 
     (report,) = await house.reports()
     assert (report.status, report.reason) == ("rejected", "kill switch: operator")
+    assert report.reject_kind == "retryable"
     assert house.broker.placed == []
 
 
@@ -363,7 +369,8 @@ async def test_an_order_without_an_answer_that_never_arrived_is_rejected(house: 
 
     assert house.broker.placed == ["order1"]
     assert await house.statuses() == ["unknown", "rejected"]
-    assert (await house.reports())[1].reason == "the broker has no such order"
+    last = (await house.reports())[1]
+    assert (last.reason, last.reject_kind) == ("the broker has no such order", "retryable")
 
 
 async def test_the_gateway_counts_unknown_orders_with_their_age_and_rejects_by_class(

@@ -1,6 +1,6 @@
 import pytest
 
-from daemon.errors import RejectKind
+from actors.messages import RejectKind
 from daemon.reject_circuit import RejectCircuit, reject_kind
 
 SECOND_NS = 1_000_000_000
@@ -49,10 +49,23 @@ def test_after_its_time_one_try_is_let_through_and_a_fourth_reject_closes_again(
 
     assert circuit.refusal("Nifty", 59 * SECOND_NS) is not None
     assert circuit.refusal("Nifty", 60 * SECOND_NS) is None
-    again = circuit.rejected("Nifty", "retryable", "RMS: Margin Shortfall: required 1", SECOND_NS)
+    reason = "RMS: Margin Shortfall: required 1"
+    again = circuit.rejected("Nifty", "retryable", reason, 60 * SECOND_NS)
     assert again is not None
     assert circuit.openings == 2
     assert circuit.rejects == {"retryable": 4}
+
+
+def test_rejects_while_it_is_open_keep_it_open_and_are_not_told_again() -> None:
+    circuit = rejected_three_times("retryable")
+
+    again = circuit.rejected(
+        "Nifty", "retryable", "RMS: Margin Shortfall: required 1", 50 * SECOND_NS
+    )
+
+    assert again is None
+    assert circuit.openings == 1
+    assert circuit.refusal("Nifty", 109 * SECOND_NS) is not None
 
 
 @pytest.mark.parametrize(
