@@ -159,7 +159,7 @@ class HRMAgent:
         Answers come in the order of the questions, and each is what `reason` alone says at that
         depth. A row that is done leaves the batch. One whose deadline has passed, or for which
         there is no time among so many, gets no thought; so does one that is wrong, whatever the
-        others are.
+        others are, and so do all where the engine fails.
         """
         started_ns = self._clock_ns()
         answers: dict[int, Answer] = {}
@@ -175,10 +175,14 @@ class HRMAgent:
         for row in late:
             waited_us = row.waited_ns // NS_PER_US
             answers[row.place] = NoThought("there was no time left to think", True, waited_us)
-        if rows and (self.batches or len(rows) == 1):
-            self._think(rows)
-        else:
-            self._think_in_turn(rows)
+        try:
+            if rows and (self.batches or len(rows) == 1):
+                self._think(rows)
+            else:
+                self._think_in_turn(rows)
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises, it is no answer
+            for row in rows:
+                row.problem = f"the engine failed: {type(error).__name__}: {error}"
         answers |= self._answers(rows, started_ns)
         return [answers[place] for place in range(len(questions))]
 

@@ -382,6 +382,52 @@ def test_a_cost_of_a_size_never_seen_is_taken_from_its_neighbours() -> None:
     assert costs.likely_ns(64) == pytest.approx(6000, rel=0.01)
 
 
+def test_what_fewer_rows_once_took_denies_nothing_seen_since() -> None:
+    costs = CostTable()
+    for _ in range(40):
+        costs.observe(5, 26)
+    for _ in range(200):
+        costs.observe(11, 90)
+
+    assert costs.likely_ns(8) == pytest.approx(41.6, rel=0.1)  # in proportion to five
+    assert costs.likely_ns(11) == pytest.approx(90, rel=0.01)
+    assert costs.likely_ns(16) == pytest.approx(131, rel=0.01)
+
+    costs.observe(5, 26)
+
+    assert costs.likely_ns(11) == pytest.approx(57.2, rel=0.1)  # five are cheap again
+
+
+def test_after_small_batches_a_large_one_is_not_late_for_ever() -> None:
+    clock = Clock()
+    engine = WatchedEngine(clock, encode_ms=lambda rows: 5.0 * rows)
+    agent = an_agent(engine, clock)
+    agent.warm_up(32)
+    for _ in range(40):
+        agent.reason_many(some_questions(5, budget=DeadlineBudget(45.0)))
+
+    for _ in range(3):
+        began_ns = clock()
+        answers = agent.reason_many(some_questions(20, budget=DeadlineBudget(45.0)))
+
+    assert clock() - began_ns <= 45.0 * NS_PER_MS
+    assert sum(isinstance(answer, Thought) for answer in answers) >= 6
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_where_the_engine_fails_nobody_has_a_thought(batches: bool) -> None:
+    def fail(reading: Reading) -> None:
+        raise MemoryError("no room for the heads")
+
+    clock = Clock()
+    agent = an_agent(WatchedEngine(clock, spoil=fail), clock, batches=batches)
+
+    answers = agent.reason_many(some_questions(3))
+
+    reason = "the engine failed: MemoryError: no room for the heads"
+    assert answers == [NoThought(reason)] * 3
+
+
 def test_a_batch_of_the_released_kind_takes_less_than_its_rows_alone() -> None:
     agent = an_agent(a_fast_engine(a_config()), time.perf_counter_ns)
     agent.warm_up(20)
