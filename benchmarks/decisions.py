@@ -3,18 +3,20 @@
     python -m benchmarks.decisions --json          about four minutes
     python -m benchmarks.decisions --json --quick  about three quarters of one
 
-Three sessions of the whole daemon (benchmarks.tick_to_order says how one is run and why times count
+Four sessions of the whole daemon (benchmarks.tick_to_order says how one is run and why times count
 from when a tick was due), each at 500 ticks a second:
 
 - `together`: twenty instruments whose one-minute bars close at the same instants, four times a
   second, with the released model as it is, in batches of twenty: ten thousand decisions on two days
   of the market, played one after the other.
-- `depth`, twice: one instrument, with a Q head that never wants to halt, so that only the deadline
-  ends a thought: the released shape, and the production shape of 27 million parameters, with the
-  weights that training starts from or those of `--production DIR`. How fast weights are does not
-  depend on what they say, but which engine serves them does: 8 bits pass the gate or do not.
+- `depth`, three times: one instrument, with a Q head that never wants to halt, so that only the
+  deadline ends a thought: the released shape; the production shape of 27 million parameters, with
+  the weights that training starts from or those of `--production DIR`, whose depth is
+  `segments_in_50ms_p99`; and a core of full width, with all of them inside the loop. How fast
+  weights are does not depend on what they say, but which engine serves them does: 8 bits pass the
+  gate or do not.
 
-How long the daemon's event loop does not answer is asked by a thread, a thousand times a second;
+How long the daemon's event loop does not answer is asked by the kernel, a thousand times a second;
 `idle_loop_p999_ms` is what a loop with nothing to do takes beside 0, 1 and 2 processes that only
 compute, which is how the system shares its processors.
 Besides, without a daemon, both shapes think about 1, 5, 20 and 100 observations at a time.
@@ -39,6 +41,7 @@ import uvloop
 from actors.messages import Decision, Heartbeat
 from actors.session import SessionCalendar
 from actors.session_table import SessionTable
+from benchmarks.engine_shapes import WIDE
 from benchmarks.loop_probe import LoopProbe, idle_loop_p999_ms
 from benchmarks.machine import ROOT, machine_facts, percentile
 from benchmarks.tick_to_order import (
@@ -88,7 +91,7 @@ def never_halting(model: HierarchicalReasoningModel) -> HierarchicalReasoningMod
 
 
 def models_of_depth(folder: Path, production: Path | None = None) -> dict[str, Path]:
-    """Release both shapes with a Q head that never halts, each in a folder of its own.
+    """Release the shapes with a Q head that never halts, each in a folder of its own.
 
     production: a folder with a trained model of that size, None: drawn weights.
     """
@@ -99,6 +102,7 @@ def models_of_depth(folder: Path, production: Path | None = None) -> dict[str, P
         "production": load_release(production).model
         if production is not None
         else HierarchicalReasoningModel(HRMConfig()),
+        "full_width": HierarchicalReasoningModel(HRMConfig().changed(architecture=WIDE)),
     }
     for name, model in models.items():
         card = ModelCard(
@@ -286,7 +290,7 @@ def drawn_questions(config: HRMConfig, size: int) -> list[Question]:
 
 
 async def sessions(models: Mapping[str, Path], *, quick: bool) -> dict[str, Any]:
-    """Run the three sessions."""
+    """Run the four sessions."""
     together = await session(INSTRUMENTS, 8.0 if quick else 125.0, {})
     depth = {
         name: await session(
@@ -303,13 +307,16 @@ def measure(*, quick: bool, production: Path | None = None) -> dict[str, Any]:
         models = models_of_depth(Path(name), production)
         ran = uvloop.run(sessions(models, quick=quick))
         batches = {
-            shape: batch_figures(folder, 5 if quick else 40) for shape, folder in models.items()
+            shape: batch_figures(models[shape], 5 if quick else 40)
+            for shape in ("released", "production")
         }
     idle = {str(busy): idle_loop_p999_ms(busy, 2.0 if quick else 10.0) for busy in range(3)}
+    depths = {shape: one["segments_p99"] for shape, one in ran["depth"].items()}
     return {
         **{key: ran["together"][key] for key in NAMED},
         "idle_loop_p999_ms": idle,
-        "segments_in_50ms_p99": {shape: one["segments_p99"] for shape, one in ran["depth"].items()},
+        "segments_in_50ms_p99": depths["production"],
+        "segments_in_50ms_p99_by_shape": depths,
         "daemon": {"rate_per_s": RATE_PER_S, "instruments": INSTRUMENTS, **ran},
         "batches": batches,
     }

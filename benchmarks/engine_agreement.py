@@ -12,7 +12,7 @@ from benchmarks.engine_shapes import Shape, segment
 from benchmarks.gate_inputs import account_at, demo_table
 from hrm.engine import Batch, Engine, Floats
 from hrm.features import WARMUP_BARS
-from hrm.gate import ROWS_AT_ONCE, chances_of, compared, decided
+from hrm.gate import ROWS_AT_ONCE, allowed_in, chances_of, compared, decided
 from hrm.native_engine import NativeEngine
 from hrm.native_library import NativeUnavailable, native_library
 from hrm.onnx_engine import OnnxEncoder, OnnxEngine
@@ -105,10 +105,11 @@ def _float_engine(arrays: Arrays, shape: Shape) -> Engine[Any, Any]:
 
 
 def _actions(engine: Engine[Any, Any], batch: Batch, shape: Shape) -> Any:
+    allowed = allowed_in(batch)
     encoded = engine.encode(batch)
     state = engine.start(encoded)
     actions = []
     for _ in range(shape.config.adaptive_computation.m_max):
         state = segment(engine, state, encoded, shape.config)
-        actions.append(chances_of(engine.read(state).action_logits).argmax(-1))
+        actions.append(chances_of(engine.read(state).action_logits, allowed).argmax(-1))
     return np.stack(actions)

@@ -93,7 +93,10 @@ def summary(shapes: dict[str, Any]) -> dict[str, Any]:
             "engine_segments_in_50ms_p99"
         ][shapes["full_width"]["chosen"]],
         "engine_rss_mib": facts["rss_mib"],
+        "first_start_s": facts["first_start_s"],
         "cold_start_s": facts["cold_start_s"],
+        "gate": facts["gate"],
+        "frontier": facts["frontier"],
     }
 
 
