@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ACCOUNT_WIDTH = 6  # numbers in ModelInputs.account
 
-ServingEngine = Literal["eager", "onnx", "native", "native16", "native8"]
-EngineName = Literal["auto", "eager", "onnx", "native", "native16", "native8"]
+ServingEngine = Literal["eager", "onnx", "onnx8", "native", "native16", "native8"]
+EngineName = Literal["auto", "eager", "onnx", "onnx8", "native", "native16", "native8"]
 PresetName = Literal["production", "medium", "small"]
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hrm.config import HRMConfig, ServingEngine
 from hrm.engine import Engine
@@ -21,7 +21,8 @@ from hrm.parity import TOLERANCE, drawn_batch, largest_difference
 from hrm.weights import Weights
 
 FINE: tuple[ServingEngine, ...] = ("native", "onnx")  # float32: they differ by rounding only
-COARSE: tuple[ServingEngine, ...] = ("native16", "native8")  # finer first
+COARSE: tuple[ServingEngine, ...] = ("native16", "native8", "onnx8")  # finer, then faster first
+ONNX_BITS: dict[ServingEngine, Literal[8, 32]] = {"onnx": 32, "onnx8": 8}
 NATIVE_BITS: dict[ServingEngine, NativeBits] = {"native": 32, "native16": 16, "native8": 8}
 LEAST_ROUNDS, MOST_ROUNDS, MEASURE_SECONDS = 5, 40, 0.3
 SEGMENTS_PER_ROUND = 4
@@ -119,13 +120,14 @@ class Candidates:
     def _engine(self, name: ServingEngine) -> Engine[Any, Any]:
         if name not in self._engines:
             arrays, config = self._weights.arrays, self.config
-            if name == "onnx":
+            if name in ONNX_BITS:
                 from hrm.onnx_engine import (  # noqa: PLC0415 - loads the runtime, 60 MiB of it
                     OnnxEncoder,
                     OnnxEngine,
                 )
 
-                self._engines[name] = OnnxEngine(arrays, config, OnnxEncoder(arrays, config))
+                encoder = OnnxEncoder(arrays, config)
+                self._engines[name] = OnnxEngine(arrays, config, encoder, bits=ONNX_BITS[name])
             else:
                 try:
                     bits = NATIVE_BITS[name]

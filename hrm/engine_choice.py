@@ -12,7 +12,7 @@ from typing import Any
 
 from hrm.config import EngineName, ServingEngine
 from hrm.engine import Engine
-from hrm.engine_candidates import COARSE, FINE, NATIVE_BITS, Candidates, Refused
+from hrm.engine_candidates import COARSE, FINE, NATIVE_BITS, ONNX_BITS, Candidates, Refused
 from hrm.manifest import EngineRefused
 from hrm.weights import Weights
 
@@ -93,7 +93,7 @@ def _why(candidates: Candidates, name: ServingEngine, deadline_ms: float) -> str
     taken_ms = _full_depth_ms(candidates, name)
     if not _fits(candidates, name, deadline_ms):
         return f"the fastest that is admitted: {depth} segments take {taken_ms:.1f} ms"
-    kind = "float32" if name in FINE else f"{NATIVE_BITS[name]}-bit weights"
+    kind = "float32" if name in FINE else f"{(NATIVE_BITS | ONNX_BITS)[name]}-bit weights"
     return (
         f"the finest whose {depth} segments fit {SHARE:.0%} of {deadline_ms:g} ms: {kind}, "
         f"{taken_ms:.1f} ms"

@@ -18,7 +18,7 @@ from hrm.gate import GateFigures
 from hrm.native_library import SIMD_VARIABLE, sources_digest
 
 FOLDER = "engines"  # below the state folder
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

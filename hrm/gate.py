@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from hrm.config import Action, HRMConfig
 from hrm.engine import Batch, Engine
-from hrm.features import CONTEXT_NAMES
+from hrm.features import ACCOUNT_NAMES, CONTEXT_NAMES, valid_actions
 from hrm.halting import min_segments
 
 COMPLEXITY = CONTEXT_NAMES.index("complexity")
+POSITION = ACCOUNT_NAMES.index("position")
 # Shares of decisions, and a difference of probabilities.
 MIN_ACTION_AGREEMENT, MAX_SHIFT, MIN_DEPTH_AGREEMENT = 0.99, 0.02, 0.97
 ROWS_AT_ONCE = 32  # bounds the memory of a long comparison; a row has the same bits in any batch
@@ -22,7 +23,10 @@ ROWS_AT_ONCE = 32  # bounds the memory of a long comparison; a row has the same 
 
 @dataclass(frozen=True)
 class Decided:
-    """Hold what B rows say where each halts: depth [B], segments from 1; chances [B, 5]."""
+    """Hold what B rows say where each halts: depth [B], segments from 1; chances [B, 5].
+
+    An action that means nothing in the position of its row has no chance: it is never taken.
+    """
 
     depth: NDArray[np.int64]
     chances: NDArray[np.float64]
@@ -84,9 +88,15 @@ def compared(fine: Decided, coarse: Decided) -> GateFigures:
     )
 
 
-def chances_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the probabilities of the actions, in double precision."""
-    doubles = logits.astype(np.float64)
+def allowed_in(batch: Batch) -> NDArray[np.bool_]:
+    """Tell which actions mean something in the position that each row reads, [B, 5]."""
+    signs = np.sign(batch.account[:, POSITION]).astype(int).tolist()
+    return np.stack([valid_actions(sign) for sign in signs])
+
+
+def chances_of(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the probabilities of the allowed actions, in double precision, [B, 5] each."""
+    doubles = np.where(allowed, logits.astype(np.float64), -np.inf)
     shares = np.exp(doubles - doubles.max(-1, keepdims=True))
     return np.asarray(shares / shares.sum(-1, keepdims=True), np.float64)
 
@@ -98,6 +108,7 @@ def _some_decided(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> 
     depth = np.zeros(len(batch), np.int64)
     chances = np.zeros((len(batch), len(Action)))
     thinking = np.arange(len(batch))
+    allowed = allowed_in(batch)
     encoded = engine.encode(batch)
     state = engine.start(encoded)
     for segment in range(1, most + 1):
@@ -107,7 +118,8 @@ def _some_decided(engine: Engine[Any, Any], batch: Batch, config: HRMConfig) -> 
         halts = (reading.q[:, 0] > reading.q[:, 1]) & (segment >= floors[thinking])
         halts |= segment == most
         done = thinking[halts]
-        depth[done], chances[done] = segment, chances_of(reading.action_logits)[halts]
+        depth[done] = segment
+        chances[done] = chances_of(reading.action_logits[halts], allowed[done])
         thinking = thinking[~halts]
         if not len(thinking):
             break

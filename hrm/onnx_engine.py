@@ -36,7 +36,7 @@ class OnnxEncoder:
 class OnnxEngine:
     """Run a model with ONNX Runtime; states are z_h [B, S, Dh] and z_l [B, S, Dl], float32.
 
-    bits: of the looped weights; encoder and heads are float32. What serves has 32.
+    bits: of the looped weights; encoder and heads are float32.
     """
 
     def __init__(

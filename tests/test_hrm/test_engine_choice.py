@@ -28,7 +28,7 @@ from hrm.weights import Weights, load_weights
 
 RELEASED = Path(__file__).parents[2] / "models"
 HURRIED_MS = 0.01  # a deadline that no float32 engine reaches full depth in
-SPEEDS = {"native": 200.0, "onnx": 400.0, "native16": 100.0, "native8": 50.0}
+SPEEDS = {"native": 200.0, "onnx": 400.0, "native16": 100.0, "native8": 50.0, "onnx8": 60.0}
 AGREED = GateFigures(128, 1.0, 0.001, 1.0)
 
 
@@ -81,7 +81,7 @@ def test_an_engine_that_decides_otherwise_is_refused_and_the_next_serves(
     choice = chosen(6000.0)
 
     assert choice.name == "native"
-    assert choice.refused.keys() == {"native8", "native16"}
+    assert choice.refused.keys() == {"native8", "native16", "onnx8"}
     assert "a probability moves by" in choice.refused["native8"]
     assert choice.gates["native8"]["admitted"] is False
     with pytest.raises(EngineRefused, match="native8 is refused: the gate: a probability moves"):
