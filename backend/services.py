@@ -11,11 +11,11 @@ import os
 import secrets
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, get_args
 
 from fastapi import HTTPException
 
-from actors.messages import RequestAnswer
+from actors.messages import RequestAnswer, TradingMode
 from backend.accounts import PastCandle
 from backend.auth import Identity
 from backend.backtest_jobs import Job
@@ -35,6 +35,7 @@ from daemon.errors import TraderError
 from daemon.settings import load_settings
 
 _DAEMON_WAIT_S = 10.0
+_MODES: Final[dict[str, TradingMode]] = {mode.casefold(): mode for mode in get_args(TradingMode)}
 
 
 class ServiceFailed(TraderError):
@@ -106,6 +107,7 @@ class LiveTradingService:
 
     async def _started(self) -> None:
         backend = self._backend
+        mode = _mode(self.trading_mode, "Failed to start live trading")
         async with asyncio.timeout(_DAEMON_WAIT_S):
             while (view := backend.reader.view) is None:  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.05)
@@ -116,7 +118,7 @@ class LiveTradingService:
                 self.user_id,
                 instrument.symbol if instrument else self.instrument,
                 timeframe_of(self.timeframe),
-                "REAL" if self.trading_mode == "real" else "PAPER",
+                mode,
                 self.option_strategy,
             )
         )
@@ -155,6 +157,7 @@ class LiveTradingService:
         trading_mode: str | None = None,
     ) -> dict[str, Any]:
         """Place a manual trade in the session; raises ServiceFailed with the contract's text."""
+        problem = "Failed to initiate manual trade"
         body = ManualTradeRequest.model_validate(
             {
                 "instrument": instrument,
@@ -162,13 +165,13 @@ class LiveTradingService:
                 "quantity": quantity,
                 "stopLoss": stop_loss,
                 "target": target,
-                "trading_mode": trading_mode,
+                "trading_mode": None
+                if trading_mode is None
+                else _mode(trading_mode, problem).casefold(),
             }
         )
         try:
-            mode = await trade_manually(
-                self._backend, self.user_id, body, "Failed to initiate manual trade"
-            )
+            mode = await trade_manually(self._backend, self.user_id, body, problem)
         except HTTPException as error:
             raise ServiceFailed(str(error.detail)) from error
         return {"status": "success", "trading_mode": mode}
@@ -324,6 +327,14 @@ class RealtimeDataLoader:
             backend.wall_ns() // 1_000_000_000,
         )
         return [candle_of(candle) for candle in candles]
+
+
+def _mode(word: str, problem: str) -> TradingMode:
+    """Return the mode of a word in any spelling; what is not known is never taken for paper."""
+    mode = _MODES.get(word.casefold())
+    if mode is None:
+        raise ServiceFailed(f"{problem}: trading_mode must be paper or real, was {word!r}")
+    return mode
 
 
 async def _answer(asking: Any) -> RequestAnswer:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_server import SECRET, KnownAccounts, a_daemon
+from backend_server import SECRET, KnownAccounts, Site, a_daemon
 from command_line import CONFIG, HEADER, a_sandbox, candle_rows
 
 from backend.build import Options, build_backend
@@ -83,6 +83,29 @@ async def test_a_live_service_without_a_daemon_says_so(tmp_path: Path) -> None:
         await service.stop()
     with pytest.raises(ServiceFailed, match="400: Live trading session not active"):
         await service.initiate_manual_trade("Nifty", "buy", 1)
+
+
+@pytest.mark.parametrize("word", ["real", "REAL", "Real"])
+@pytest.mark.integration
+async def test_a_real_session_in_any_spelling_is_never_simulated(
+    trading_site: Site, word: str
+) -> None:
+    backend = a_backend(trading_site.backend.files.folder.parent)
+    service = LiveTradingService("FA1", "", "", "Nifty", "1", None, word, backend=backend)
+
+    with pytest.raises(ServiceFailed, match="trades paper, the request asks for real"):
+        await service.run()
+
+
+@pytest.mark.parametrize("word", ["", "live", "paper "])
+async def test_a_mode_that_is_not_known_is_refused_by_name(tmp_path: Path, word: str) -> None:
+    backend = a_backend(tmp_path)
+    service = LiveTradingService("FA1", trading_mode=word, backend=backend)
+
+    with pytest.raises(ServiceFailed, match=f"must be paper or real, was '{word}'"):
+        await service.run()
+    with pytest.raises(ServiceFailed, match="must be paper or real, was 'live'"):
+        await service.initiate_manual_trade("Nifty", "buy", 1, trading_mode="live")
 
 
 @pytest.mark.integration
