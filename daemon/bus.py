@@ -6,7 +6,7 @@ batch's outputs and acknowledges its inputs together, and output ids follow from
 a repeated commit is refused by the store itself: the effect is exactly once.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -145,8 +145,8 @@ class Bus(Protocol):
         """Return what a group committed after the commit `after`, oldest first."""
         ...
 
-    async def is_quiet(self) -> bool:
-        """Tell whether every group has handled everything in its streams."""
+    async def is_quiet(self, streams: Collection[str] | None = None) -> bool:
+        """Tell whether every group has handled everything in its streams, or in these of them."""
         ...
 
     async def trim(self, retain: int) -> int:

@@ -14,7 +14,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from actors.messages import Alert, Heartbeat, KillSwitch, MarketContext, Position
+from actors.messages import (
+    Alert,
+    ExecutionReport,
+    Heartbeat,
+    KillSwitch,
+    MarketContext,
+    Position,
+)
 from daemon import reconciliation
 from daemon.actor_process import builder, make_runner
 from daemon.announcer import Announcer
@@ -164,6 +171,7 @@ class LiveTradingService:
                 [market.instrument for market in self._plan.markets],
                 real_ns=time.time_ns,
                 on_outcome=lambda outcome: reconciliation.write(self._folder, outcome),
+                managed=lambda: managed_units(bus, gateway),
             ),
             announce=control.publish,
             request_timeout_s=venue.request_timeout_s,
@@ -197,11 +205,6 @@ class LiveTradingService:
                     watch.forget()
             await self._crashed(control, latch, name, reason)
 
-        async def positions() -> dict[str, Position]:
-            latest = await bus.latest(Position.stream)
-            messages = (envelope.message for envelope in latest.values())
-            return {one.instrument: one for one in messages if isinstance(one, Position)}
-
         def supervise(*parts: Part) -> Supervisor:
             return Supervisor(parts, crashed, monotonic_s=time.monotonic)
 
@@ -227,7 +230,7 @@ class LiveTradingService:
                     Books(
                         gateway=gateway,
                         outbox=outbox,
-                        positions=positions,
+                        positions=lambda: positions_of(bus),
                         settle=lambda: self._drain(bus, gateway),
                     )
                 )
@@ -350,3 +353,23 @@ class LiveTradingService:
             get_logger().error("not drained", seconds=_DRAIN_WAIT_S)
             return False
         return True
+
+
+async def positions_of(bus: Bus) -> dict[str, Position]:
+    """Return the last position of each instrument."""
+    latest = await bus.latest(Position.stream)
+    messages = (envelope.message for envelope in latest.values())
+    return {one.instrument: one for one in messages if isinstance(one, Position)}
+
+
+async def managed_units(bus: Bus, gateway: OrderGateway) -> dict[str, int] | None:
+    """Return what execution holds, in signed units; None until it has handled every report."""
+    if not gateway.ready.is_set() or gateway.unpublished:
+        return None
+    try:
+        if not await bus.is_quiet([ExecutionReport.stream]):
+            return None
+        held = await positions_of(bus)
+    except BusError:
+        return None
+    return {name: one.net_quantity for name, one in held.items() if one.net_quantity}

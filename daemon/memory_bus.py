@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from actors.messages import AnyMessage
 from daemon.bus import DeadLetter, Entry, Envelope, Handled, Output, id_key
@@ -138,14 +138,15 @@ class MemoryBus:
         """Return the last inputs that were set aside, oldest first."""
         return self._dead[-limit:] if limit else []
 
-    async def is_quiet(self) -> bool:
-        """Tell whether every group has handled everything in its streams.
+    async def is_quiet(self, streams: Collection[str] | None = None) -> bool:
+        """Tell whether every group has handled everything in its streams, or in these of them.
 
         A stream that nobody reads does not count.
         """
         return all(
             reading.delivered >= stream.last and not any(reading.pending.values())
-            for stream in self._streams.values()
+            for name, stream in self._streams.items()
+            if streams is None or name in streams
             for reading in stream.readings.values()
         )
 

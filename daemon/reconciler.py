@@ -5,7 +5,7 @@ and what stays different is for a person. How two ledgers compare is in reconcil
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from actors.messages import ExecutionReport, PlaceOrder
 from actors.orders import OUTSIDE
@@ -36,8 +36,14 @@ class Reconciler:
         on_outcome: Callable[[Reconciliation], None] = lambda _: None,
         timeout_s: float = 5.0,
         stale_s: float = _STALE_S,
+        managed: Callable[[], Awaitable[Mapping[str, int] | None]] | None = None,
     ) -> None:
-        """`stale_s`: a comparison older than that, in real time, lets no entry pass."""
+        """`stale_s`: a comparison older than that, in real time, lets no entry pass.
+
+        `managed` returns the signed units that execution holds by instrument, or None while it has
+        not heard of everything in the log.
+        """
+        self._managed = managed
         self._stale_s = stale_s
         self._broker = broker
         self._outbox = outbox
@@ -119,12 +125,13 @@ class Reconciler:
             async with asyncio.timeout(self._timeout_s):
                 positions = await self._broker.positions()
                 open_orders = await self._broker.open_orders()
+            managed = None if self._managed is None else await self._managed()
             await self._until(drained)
             after: Ledger = await self._outbox.ledger()
             if before == after:
                 at_broker = {order.client_order_id for order in open_orders}
                 self.not_open = frozenset(after.unfinished.keys() - at_broker)
-                return compare(after, positions, open_orders, self._traded)
+                return compare(after, positions, open_orders, self._traded, managed)
         return None
 
     async def _until(self, drained: Callable[[], bool]) -> None:

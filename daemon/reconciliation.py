@@ -4,7 +4,7 @@ Pure comparison and the file that keeps its last outcome. When to compare, and w
 forbids, is for the order gateway to say.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from daemon.errors import TraderError
 
 FILE_NAME = "reconciliation.json"
 
-DifferenceKind = Literal["position", "stranger_order", "duplicate_order"]
+DifferenceKind = Literal["position", "stranger_order", "duplicate_order", "unmanaged_position"]
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +65,15 @@ def compare(
     positions: Mapping[str, int],
     open_orders: Collection[PlaceOrder],
     traded: Collection[str],
+    managed: Mapping[str, int] | None = None,
 ) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
     """Return the differences, and the instruments that cannot be judged yet.
 
     An instrument with an unfinished order is on the move: its position is not judged, and what we
     hold unfinished and the broker not open is for the gateway to ask after. Positions and orders
     in what is not `traded` here belong to somebody else: told, and in nobody's way. An option is
-    traded here from its first fill on.
+    traded here from its first fill on. `managed` is what execution holds, once it has heard of
+    everything in the log; None: not yet.
     """
     moving = set(ledger.unfinished.values())
     differences = []
@@ -87,6 +89,8 @@ def compare(
                     blocks=name in traded or name in ledger.known,
                 )
             )
+    if managed is not None:
+        differences += _unmanaged(ledger.positions, managed, positions)
     seen: set[str] = set()
     for order in open_orders:
         tag = order.client_order_id
@@ -104,6 +108,21 @@ def compare(
             )
         )
     return tuple(differences), tuple(sorted(moving))
+
+
+def _unmanaged(
+    logged: Mapping[str, int], managed: Mapping[str, int], positions: Mapping[str, int]
+) -> Iterator[Difference]:
+    for name in sorted(set(logged) | set(managed)):
+        ours, known = logged.get(name, 0), managed.get(name, 0)
+        if ours != known:
+            yield Difference(
+                kind="unmanaged_position",
+                instrument=name,
+                ours=f"{ours} units, of which execution knows {known}",
+                brokers=f"{positions.get(name, 0)} units",
+                blocks=True,
+            )
 
 
 def _concerns(differing: str, instrument: str) -> bool:

@@ -8,7 +8,7 @@ Commands are those of Redis 7.0. Reading and committing is in redis_consumer.py.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -185,14 +185,14 @@ class RedisBus:
             )
         return letters
 
-    async def is_quiet(self) -> bool:
-        """Tell whether every group has handled everything in its streams.
+    async def is_quiet(self, streams: Collection[str] | None = None) -> bool:
+        """Tell whether every group has handled everything in its streams, or in these of them.
 
         Looks at all streams in one instant; a stream that nobody reads does not count.
         """
         replies = await self._snapshot(
             command
-            for stream in STREAMS
+            for stream in (STREAMS if streams is None else streams)
             for command in (
                 ("XINFO", "GROUPS", self._keys.stream(stream)),
                 # Ids, not the server's `lag`, which is unknown or wrong after some trims.

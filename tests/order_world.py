@@ -333,6 +333,7 @@ class OrderWorld:
             [NAME],
             real_ns=lambda: self.market.now_ns,
             stale_s=float("inf"),  # its time jumps by hours between two looks
+            managed=self._managed,
         )
         self.reconciler = reconciler
         self.gateway = OrderGateway(
@@ -350,6 +351,10 @@ class OrderWorld:
         )
         self._serving = asyncio.create_task(self.gateway.run())
         await self.gateway.ready.wait()
+
+    async def _managed(self) -> dict[str, int] | None:
+        is_behind = self.gateway.unpublished or self._heard < len(await self.bus.entries("report"))
+        return None if is_behind or not self.gateway.ready.is_set() else {NAME: self.net}
 
     async def _hear_alert(self, alert: Alert) -> None:
         self.alerts.append(alert)

@@ -1,7 +1,7 @@
 """A MemoryBus that can be lost and found again, and commits that fail before or after they work."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from actors.messages import AnyMessage
@@ -72,9 +72,9 @@ class UnreliableBus(MemoryBus):
         self.check()
         return await super().latest(stream)
 
-    async def is_quiet(self) -> bool:
+    async def is_quiet(self, streams: Collection[str] | None = None) -> bool:
         self.check()
-        return await super().is_quiet()
+        return await super().is_quiet(streams)
 
     def check(self) -> None:
         if self.is_lost:

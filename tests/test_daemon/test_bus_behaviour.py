@@ -586,6 +586,17 @@ async def test_the_bus_is_quiet_once_every_group_has_acknowledged_everything(
     await model.close()
 
 
+async def test_a_stream_of_the_bus_is_quiet_whatever_waits_in_others(bus: AnyBus) -> None:
+    feed = await bus.consumer("feed", ["tick"], ["bar"])
+    model = await bus.consumer("model", ["bar"])
+    await publish(bus, a_tick())
+
+    assert await bus.is_quiet(["bar"])
+    assert not await bus.is_quiet(["bar", "tick"])
+    await feed.close()
+    await model.close()
+
+
 async def test_the_bus_is_quiet_after_everything_was_trimmed(bus: AnyBus) -> None:
     await publish(bus, *[a_tick() for _ in range(10)])
     consumer = await bus.consumer("feed", ["tick"])

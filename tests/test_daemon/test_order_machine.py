@@ -100,18 +100,18 @@ class OrderMachine(RuleBasedStateMachine):
             assert world.lost() == []
             assert world.unaccounted() == []
             assert world.logged_net == world.true_net - world.quarantined
-            if not self.has_lost_power:
-                assert world.net == world.logged_net
-            elif world.logged_net and not world.net:
-                assert world.adds_nothing()
+            is_managed = world.net == world.logged_net
+            assert is_managed or self.has_lost_power
             assert world.broker.duplicates() == []
             outcome = world.reconciler.outcome
             assert outcome is not None
             if not outcome.unsettled:
                 is_alone = world.quarantined == 0 and not world.strangers_resting
-                assert outcome.agreed is is_alone
+                assert outcome.agreed is (is_alone and is_managed)
             if not outcome.agreed:
                 assert world.reconciler.refusal(NAME) is not None
+            if not is_managed and world.net == 0:
+                assert world.adds_nothing()
         finally:
             world.close()
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import a_fill, an_order
+from builders import a_fill, a_position, an_order
 from fyers_account import an_exchange
 from order_world import NAME, OpenLatch, OrderWorld
 
@@ -12,9 +12,11 @@ from actors.monitoring import MonitoringActor
 from actors.policies import MonitoringSettings
 from daemon import reconciliation
 from daemon.brokers.fyers_simulator.direct import DirectBroker
+from daemon.bus import Output
 from daemon.clock import NS_PER_SECOND
 from daemon.errors import TraderError
 from daemon.gateway_pulse import GatewayPulse
+from daemon.live import managed_units
 from daemon.memory_bus import MemoryBus
 from daemon.order_gateway import OrderGateway
 from daemon.outbox import Outbox
@@ -45,6 +47,20 @@ def test_positions_are_not_judged_while_an_order_is_on_its_way() -> None:
     ledger = Ledger(positions={}, unfinished={"order1": "Nifty"})
 
     assert compare(ledger, {"Nifty": 75}, [an_order()], {"Nifty"}) == ((), ("Nifty",))
+
+
+def test_what_execution_does_not_hold_as_the_log_does_is_a_difference() -> None:
+    ledger = Ledger(positions={"Nifty": 75}, unfinished={})
+
+    (difference,), _ = compare(ledger, {"Nifty": 75}, [], {"Nifty"}, {"Reliance": 0})
+
+    assert difference.kind == "unmanaged_position"
+    assert Reconciliation(checked_ns=1, agreed_ns=0, differences=(difference,)).refusal(
+        "Nifty"
+    ) == (
+        "log and broker differ (unmanaged_position): ours 75 units, of which execution knows 0, "
+        "the broker's 75 units"
+    )
 
 
 def test_what_is_not_traded_here_is_told_and_blocks_nothing() -> None:
@@ -230,6 +246,19 @@ def test_a_position_that_execution_forgot_in_a_power_cut_takes_no_entry_on_top(
     assert "10 units of SBIN are held that execution does not know of" in texts(world)
 
 
+def test_a_position_that_execution_forgot_is_a_difference_of_log_and_broker(
+    world: OrderWorld,
+) -> None:
+    world.intend(10)
+    world.lose_power(world.inputs)
+
+    world.mend()
+
+    assert world.reconciler.outcome is not None
+    assert [one.kind for one in world.reconciler.outcome.differences] == ["unmanaged_position"]
+    assert "ours 10 units, of which execution knows 0, the broker's 10 units" in texts(world)
+
+
 def test_an_exit_that_execution_forgot_in_a_power_cut_is_booked_once(world: OrderWorld) -> None:
     world.intend(10)
     before = world.inputs
@@ -365,6 +394,37 @@ async def test_whoever_waits_for_a_comparison_is_let_go_when_the_gateway_ends() 
     await outbox.close()
 
     await asyncio.wait_for(waiting, WAIT_S)
+
+
+async def test_what_execution_holds_is_told_once_it_has_handled_every_report() -> None:
+    bus, outbox = MemoryBus(), await Outbox(None).open()
+    await outbox.add_reports([a_fill(an_order())])
+    execution = await bus.consumer("execution", ["report"], ["position"])
+    gateway = OrderGateway(
+        bus,
+        DirectBroker(an_exchange(), {"SBIN": "NSE:SBIN-EQ"}),
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: 1,
+        max_order_rate_per_second=9,
+        block_ms=2,
+    )
+    serving = asyncio.create_task(gateway.run())
+    async with asyncio.timeout(WAIT_S):
+        while not (batch := await execution.read(1, 10)):
+            pass
+
+    before = await managed_units(bus, gateway)
+    await execution.commit(batch, [Output(0, a_position(75))])
+    async with asyncio.timeout(WAIT_S):
+        while gateway.unpublished or not gateway.ready.is_set():  # noqa: ASYNC110 - two events
+            await asyncio.sleep(0.001)
+    after = await managed_units(bus, gateway)
+    gateway.stop()
+    await serving
+    await outbox.close()
+
+    assert (before, after) == (None, {"Nifty": 75})
 
 
 CALL, PUT = "NSE:NIFTY24MAR22000CE", "NSE:NIFTY24MAR22000PE"
