@@ -126,15 +126,13 @@ def _size(action: Action, thought: Thought) -> float:
 
 
 def trained_complexity(context: MarketContext) -> float:
-    """Return complexity as models have learned to read it: without news.
+    """Return complexity as models have learned to read it: of price alone.
 
-    No model has been trained with events, and news that are known to be quiet would lower the
-    number by a fifth against everything it was trained on.
+    No model has been trained with events or several instruments. News that are known to be quiet,
+    or instruments that move together, would lower the number against everything it was trained on;
+    so would other weights than those of training.
     """
-    if "news" in context.missing:
-        return context.complexity
-    stress = None if "correlation" in context.missing else context.correlation_score
-    return complexity_score(context.volatility, context.regime_stability, correlation_stress=stress)
+    return complexity_score(context.volatility, context.regime_stability)
 
 
 def _what(context: MarketContext) -> dict[str, Any]:

@@ -162,7 +162,8 @@ class ReasoningActor(Actor[Input, Decision]):
         # One row of features needs this many bars, whatever the settings say.
         self._needed_bars = max(settings.warm_up_bars, WARMUP_BARS + 1)
         self._window_bars = WINDOW_BARS if thinker is None else thinker.config.inputs.window_bars
-        # What a model has seen as noise alone would be read through untrained weights.
+        # Quotes and books are noise to a model that was trained without them, and the spread alone
+        # is a state that its training never drew.
         self._reads_depth = thinker is not None and thinker.config.inputs.depth
         self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by instrument and timeframe
         self._contexts: dict[tuple[str, str], MarketContext] = {}  # the last of each
@@ -389,7 +390,7 @@ class ReasoningActor(Actor[Input, Decision]):
             float(bar.volume),
             bar.open_ns + _length_ns(bar),
             days_to_expiry=bar.days_to_expiry,
-            spread=None if bar.spread is None else float(bar.spread),
+            spread=float(bar.spread) if self._reads_depth and bar.spread is not None else None,
             depth_imbalance=bar.depth_imbalance if self._reads_depth else None,
         )
 
@@ -400,7 +401,6 @@ class ReasoningActor(Actor[Input, Decision]):
         atr = window.stream.average_true_range
         position = self._position_on(context.instrument)
         allowed = valid_actions(_sign(position))
-        missing = context.missing
         return Observation(
             bars=bars,
             mask=mask,
@@ -411,8 +411,8 @@ class ReasoningActor(Actor[Input, Decision]):
                 complexity=trained_complexity(context),
                 volatility=context.volatility,
                 regime=context.regime,
-                correlation=None if "correlation" in missing else context.correlation_score,
-                news=None,  # no model has been trained with events yet
+                correlation=None,  # no model has been trained with several instruments or
+                news=None,  # with events: training draws both at random together
             ),
             complexity=steering_complexity(context),
             allowed_actions=(

@@ -173,8 +173,8 @@ class InputsConfig(Block):
     """Say what one observation holds: window_bars x n_features, and the rest.
 
     n_features must be the number of features that hrm.features makes. The vocabularies count rows
-    of the embedding tables, row 0 (unknown) included. depth: the model was trained on imbalances of
-    order books; where it was not, they are hidden from it.
+    of the embedding tables, row 0 (unknown) included. depth: the model was trained on spreads and
+    imbalances of order books; where it was not, they are hidden from it.
     """
 
     window_bars: int = Field(default=64, ge=1)

@@ -25,11 +25,13 @@ from builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_builders import a_table, some_candles
 
 from actors.base import Arrival
+from actors.complexity import MarketComplexityActor
 from actors.deciding import ThinkingFailed, trained_complexity
 from actors.messages import ACTIONS, Decision, MarketContext, Message, PartialBar, Position
-from actors.policies import ReasoningSettings
+from actors.policies import ComplexitySettings, ReasoningSettings
 from actors.reasoning import (
     RESERVE_SHARE,
     THINKING_SHARE,
@@ -41,6 +43,7 @@ from actors.reasoning import (
 from hrm.agent import HRMAgent
 from hrm.config import HRMConfig
 from hrm.features import (
+    CONTEXT_NAMES,
     FEATURE_NAMES,
     FEATURE_SCHEMA_SHA256,
     bar_features,
@@ -60,6 +63,8 @@ from hrm.thought import (
     RecordedBudget,
     Thought,
 )
+from hrm.training.market_table import split_by_date
+from hrm.training.samples import draw_samples
 
 CAPITAL = Decimal(100_000)
 NEEDED = 33
@@ -259,10 +264,10 @@ def test_context_numbers_out_of_range_are_a_failed_hold() -> None:
     outputs_of(actor, *contexts(NEEDED - 1))
 
     [context] = contexts(1, first=NEEDED - 1)
-    [decision] = decisions_of(actor, msgspec.structs.replace(context, complexity=float("nan")))
+    [decision] = decisions_of(actor, msgspec.structs.replace(context, volatility=float("nan")))
 
     assert (decision.action, decision.failed) == ("HOLD", True)
-    assert "complexity must be in [0, 1], was nan" in decision.reason
+    assert "volatility must be in [0, 1], was nan" in decision.reason
 
 
 def test_an_unknown_instrument_with_a_position_is_a_failed_hold() -> None:
@@ -534,26 +539,21 @@ def test_a_bar_cut_short_by_the_session_counts_as_a_whole_one() -> None:
     assert np.array_equal(whole.observations[-1].bars, cut.observations[-1].bars)
 
 
-def test_the_model_is_told_of_spread_and_expiry_where_the_bar_is() -> None:
+def test_the_model_is_told_of_the_days_to_expiry_where_the_bar_is() -> None:
     thinker = ScriptedThinker()
     actor = an_actor(thinker)
     outputs_of(actor, *contexts(NEEDED))
 
-    outputs_of(actor, *contexts(1, first=NEEDED, spread=Decimal(2), days_to_expiry=3))
+    outputs_of(actor, *contexts(1, first=NEEDED, days_to_expiry=3))
 
-    names = ("expiry_nearness", "depth_known", "spread")
-    without, told = (
-        [float(observation.bars[-1, FEATURE_NAMES.index(name)]) for name in names]
-        for observation in thinker.observations
-    )
-    assert without == [0.0, 0.0, 0.0]
-    assert told[:2] == [0.25, 0.5]
-    assert told[2] > 0
+    column = FEATURE_NAMES.index("expiry_nearness")
+    without, told = (one.bars[-1, column] for one in thinker.observations)
+    assert (without, told) == (0.0, 0.25)
 
 
-@pytest.mark.parametrize(("is_trained_on_depth", "known"), [(True, [-0.5, 1.0]), (False, [0, 0.5])])
-def test_the_book_is_shown_to_a_model_that_was_trained_on_books_alone(
-    is_trained_on_depth: bool, known: list[float]
+@pytest.mark.parametrize("is_trained_on_depth", [True, False])
+def test_spread_and_book_are_shown_to_a_model_that_was_trained_on_them_alone(
+    is_trained_on_depth: bool,
 ) -> None:
     thinker = ScriptedThinker()
     thinker.config = thinker.config.changed(inputs={"depth": is_trained_on_depth})
@@ -561,8 +561,10 @@ def test_the_book_is_shown_to_a_model_that_was_trained_on_books_alone(
 
     outputs_of(actor, *contexts(NEEDED, spread=Decimal(2), depth_imbalance=-0.5))
 
-    columns = [FEATURE_NAMES.index(name) for name in ("depth_imbalance", "depth_known")]
-    assert thinker.observations[-1].bars[-1, columns].tolist() == known
+    columns = [FEATURE_NAMES.index(name) for name in ("depth_imbalance", "depth_known", "spread")]
+    imbalance, known, spread = thinker.observations[-1].bars[-1, columns].tolist()
+    assert (imbalance, known) == ((-0.5, 1.0) if is_trained_on_depth else (0.0, 0.0))
+    assert (spread > 0.0) == is_trained_on_depth
 
 
 def test_a_bar_of_an_auction_is_a_hold_and_not_shown_to_the_model() -> None:
@@ -581,22 +583,69 @@ def test_a_bar_of_an_auction_is_a_hold_and_not_shown_to_the_model() -> None:
     assert np.array_equal(thinker.observations[-1].bars, plain.observations[-1].bars)
 
 
-def test_sources_that_are_missing_are_unknown_to_the_model() -> None:
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"missing": ("news",), "correlation_score": 0.25, "complexity": 0.45},
+        {"missing": ("correlation",), "news_impact": 0.25, "complexity": 0.45},
+        {"missing": (), "correlation_score": 0.25, "news_impact": 0.25, "complexity": 0.4},
+    ],
+)
+def test_correlation_and_news_change_nothing_that_the_model_reads(known: dict[str, Any]) -> None:
     thinker = ScriptedThinker()
     actor = an_actor(thinker)
     outputs_of(actor, *contexts(NEEDED))
     [last] = contexts(1, first=NEEDED)
 
-    outputs_of(actor, msgspec.structs.replace(last, missing=("news",), correlation_score=0.25))
+    outputs_of(actor, msgspec.structs.replace(last, **known))
 
-    known = {"complexity": 0.4, "volatility": 0.5}
-    assert np.array_equal(
-        thinker.observations[0].context, context_features(**known, regime="ranging")
-    )
-    assert np.array_equal(
-        thinker.observations[1].context,
-        context_features(**known, regime="ranging", correlation=0.25),
-    )
+    read = context_features(complexity=complexity_score(0.5, 0.5), volatility=0.5, regime="ranging")
+    assert all(np.array_equal(one.context, read) for one in thinker.observations)
+
+
+def test_whatever_is_known_live_the_model_reads_states_that_training_draws() -> None:
+    table = a_table()
+    samples = draw_samples(table, split_by_date(table).train, 64, np.random.default_rng(1))
+    bars, context = samples.observation.bars, samples.observation.context
+    depth = FEATURE_NAMES.index("depth_known")
+    sources = CONTEXT_NAMES.index("sources_known")
+    drawn_depth = set(bars[samples.observation.bars_mask][:, depth].tolist())
+    drawn_sources = set(context[:, sources].tolist())
+    thinker = ScriptedThinker()
+    actor = an_actor(thinker)
+    outputs_of(actor, *contexts(NEEDED, spread=Decimal(2), depth_imbalance=-0.5))
+
+    for number, missing in enumerate([(), ("news",), ("correlation",)]):
+        [last] = contexts(1, first=NEEDED + number, spread=Decimal(2))
+        outputs_of(actor, msgspec.structs.replace(last, missing=missing, correlation_score=0.5))
+
+    assert drawn_depth == drawn_sources == {0.0, 1.0}
+    assert len(thinker.observations) == 4
+    for one in thinker.observations:
+        assert set(one.bars[one.mask][:, depth].tolist()) <= drawn_depth
+        assert float(one.context[sources]) in drawn_sources
+
+
+def test_complexity_is_that_of_the_training_table_at_every_bar() -> None:
+    candles = some_candles(400)
+    table = a_table(candles)
+    actor = MarketComplexityActor(ComplexitySettings())
+    prices = (candles.open, candles.high, candles.low, candles.close)
+    bars = [
+        a_bar(close, number, open=opened, high=high, low=low)
+        for number, (opened, high, low, close) in enumerate(
+            zip(*([Decimal(x) for x in column.tolist()] for column in prices), strict=True)
+        )
+    ]
+
+    live = [
+        trained_complexity(msgspec.structs.replace(context, missing=(), correlation_score=1.0))
+        for bar in bars
+        for context in actor.handle(bar)
+    ]
+
+    of_training = table.context[table.window : table.window + len(candles), 0]
+    assert np.array_equal(np.array(live, dtype=np.float32), of_training)
 
 
 def test_the_account_is_described_by_position_and_last_price() -> None:
@@ -956,30 +1005,7 @@ def test_a_forecast_sets_the_depth_and_the_model_still_reads_the_formula() -> No
 
     observation = thinker.observations[-1]
     assert observation.complexity == decision.market_complexity == 0.85
-    assert observation.context[0] == pytest.approx(context.complexity)
-
-
-def test_news_that_are_known_change_nothing_that_the_model_reads() -> None:
-    thinker = ScriptedThinker()
-    actor = an_actor(thinker)
-    decisions_of(actor, *contexts(NEEDED - 1))
-    (context,) = contexts(1, NEEDED - 1)
-    assert "news" in context.missing
-    stressed = {"missing": ("news",), "correlation_score": 0.5}
-    without = msgspec.structs.replace(context, complexity=0.5375, **stressed)
-    quiet = msgspec.structs.replace(
-        without,
-        missing=(),
-        complexity=0.43,  # the same with news at 0: a fifth lower
-        news_impact=0.0,
-    )
-
-    assert trained_complexity(without) == 0.5375
-    assert trained_complexity(quiet) == pytest.approx(
-        complexity_score(context.volatility, context.regime_stability, correlation_stress=0.5)
-    )
-    decisions_of(actor, quiet)
-    assert thinker.observations[-1].context[0] == pytest.approx(trained_complexity(quiet))
+    assert observation.context[0] == pytest.approx(trained_complexity(context))
 
 
 def test_bars_out_of_history_fill_the_window_and_are_not_decided_on() -> None:

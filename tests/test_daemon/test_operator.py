@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import a_decision, a_heartbeat, a_kill_switch, a_policy_switch, a_position
+from builders import a_context, a_decision, a_heartbeat, a_kill_switch, a_policy_switch, a_position
 from recorded_session import RecordedSession, session_settings
 
 from actors.messages import Alert, KillSwitch, PolicySwitch
@@ -157,7 +157,11 @@ async def test_the_state_of_a_running_session_is_told(
         a_heartbeat("risk"), a_heartbeat("execution"), a_kill_switch(), a_policy_switch(), alert
     )
     await announcer.close()
-    for source, message in (("reasoning", a_decision()), ("execution", a_position(75))):
+    for source, message in (
+        ("complexity", a_context(regime_probabilities=(0.2, 0.5, 0.3))),
+        ("reasoning", a_decision()),
+        ("execution", a_position(75)),
+    ):
         publisher = await bus.publisher(source, [message.stream])
         await publisher.publish(message)
         await publisher.close()
@@ -171,6 +175,8 @@ async def test_the_state_of_a_running_session_is_told(
         "execution": True,
         "risk": True,
     }
+    context = answer["context"]["Nifty"]
+    assert (context["regime"], context["regime_probabilities"]) == ("ranging", (0.2, 0.5, 0.3))
     assert answer["decision"]["Nifty"]["action"] == "BUY_LONG"
     assert answer["position"]["Nifty"]["net_quantity"] == 75
     assert list(answer["control"]) == ["policy_switch"]
