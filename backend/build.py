@@ -19,6 +19,7 @@ from backend.fyers_accounts import FyersAccounts
 from backend.hub import Hub
 from backend.place import find_place
 from backend.reader import BusReader
+from backend.trade_keeper import TradeKeeper
 from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.errors import ConfigError
 from daemon.logs import get_logger
@@ -67,7 +68,9 @@ def build_backend(
 ) -> Backend:
     """Return the parts of a backend for these settings."""
     config_dir = find_config_dir(options.config, environment)
-    files = ResultFiles(settings.session.state_dir / "backend", time.time_ns)
+    folder = settings.session.state_dir / "backend"
+    files = ResultFiles(folder / "demo" if options.demo else folder, time.time_ns)
+    keeper = TradeKeeper(files.add_trades)
     limits = settings.backend
     link = DaemonLink(time.time_ns, limits.answer_seconds)
     hub = Hub(limits.sockets_per_user)
@@ -77,7 +80,7 @@ def build_backend(
         wall_ns=time.time_ns,
         monotonic_s=time.monotonic,
         on_answer=link.take,
-        on_trades=lambda place, trades: files.add_trades(place.plan.session, trades),
+        on_trades=keeper.note,
     )
     catalogue = load_instruments(options.config, environment, demo=options.demo).catalogue
     return Backend(
@@ -89,6 +92,7 @@ def build_backend(
         hub=hub,
         link=link,
         files=files,
+        keeper=keeper,
         shelf=CandleShelf(Path(settings.paths.raw_data_dir), catalogue, accounts),
         jobs=BacktestJobs(time.time_ns, options.config, limits),
         config_dir=config_dir,

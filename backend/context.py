@@ -19,6 +19,7 @@ from backend.daemon_link import DaemonLink
 from backend.files import ResultFiles
 from backend.hub import Hub, Line, Patience, SocketClient
 from backend.reader import BusReader
+from backend.trade_keeper import TradeKeeper
 from daemon.backend_settings import BackendSettings
 from daemon.logs import get_logger
 
@@ -37,31 +38,36 @@ class Backend:
     hub: Hub
     link: DaemonLink
     files: ResultFiles
+    keeper: TradeKeeper
     shelf: CandleShelf
     jobs: BacktestJobs
     config_dir: Path
     wall_ns: Callable[[], int]
     monotonic_s: Callable[[], float]
     _followers: int = 0
-    _reading: asyncio.Task[None] | None = None
+    _tasks: tuple[asyncio.Task[None], ...] = ()  # the reader's, and the keeper's
     _profiles: OrderedDict[str, tuple[float, Profile]] = field(default_factory=OrderedDict)
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Have the reader follow the daemon for as long as anybody is in here."""
         self._followers += 1
-        if self._reading is None:
-            await asyncio.to_thread(self.files.begin)
-            self._reading = asyncio.create_task(self.reader.run())
+        if not self._tasks:
+            self._tasks = (
+                asyncio.create_task(self.reader.run()),
+                asyncio.create_task(self.keeper.run()),
+            )
         try:
             yield
         finally:
             self._followers -= 1
-            if not self._followers and self._reading is not None:
-                reading, self._reading = self._reading, None
+            if not self._followers and self._tasks:
+                (reading, keeping), self._tasks = self._tasks, ()
                 reading.cancel()
                 with suppress(asyncio.CancelledError):
                     await reading
+                self.keeper.close()
+                await keeping
 
     def client(self, user_id: str, line: Line, on_end: Callable[[], object]) -> SocketClient:
         """Return a user's socket over a line; whoever asks attaches it to the hub."""

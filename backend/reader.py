@@ -25,7 +25,10 @@ _BROKEN_S = 1.0
 
 
 class BusReader:
-    """Follow the daemon until stopped. `on_trades` hears every closed trade, also older ones."""
+    """Follow the daemon until stopped.
+
+    `on_trades` hears all closed trades of the session after each close, and must not wait.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class BusReader:
         wall_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
         on_answer: Callable[[RequestAnswer], None],
-        on_trades: Callable[[Place, list[Trade]], None],
+        on_trades: Callable[[Place, Iterable[Trade]], None],
     ) -> None:
         self._find = find
         self._hub = hub
@@ -60,6 +63,12 @@ class BusReader:
     def place(self) -> Place | None:
         """Where the daemon's session is, whether it lives or not."""
         return self._projection.place if self._projection else self._find()
+
+    @property
+    def now_ns(self) -> int:
+        """Market time as the daemon tells it; that of the real clock where it tells none."""
+        view = self.view
+        return view.now_ns if view is not None and view.now_ns else self._wall_ns()
 
     async def run(self) -> None:
         """Follow for ever; end by cancelling."""
@@ -149,7 +158,7 @@ class BusReader:
         for frame in without_replaced(frames):
             self._send(projection, frame)
         if len(projection.trades) > trades:
-            self._on_trades(projection.place, projection.trades[trades:])
+            self._on_trades(projection.place, projection.trades)
 
     def _send(self, projection: Projection, frame: Frame) -> None:
         if frame.user_id:

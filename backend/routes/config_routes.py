@@ -7,6 +7,7 @@ import yaml
 from fastapi import APIRouter, HTTPException, Request
 
 from backend.context import backend_of
+from backend.files import metrics_on
 from backend.responses import iso_utc
 from daemon.market_files import INSTRUMENTS_FILE
 
@@ -42,14 +43,14 @@ async def config(request: Request) -> dict[str, Any]:
 
 
 @router.get("/metrics")
-async def metrics(request: Request) -> Any:
-    """Return the contents of metrics.json."""
-    path = backend_of(request).files.metrics_path
+async def metrics(request: Request) -> dict[str, Any]:
+    """Return the contents of metrics.json, today's result as of the market's date."""
+    reader = backend_of(request).reader
     try:
-        return json.loads(path.read_text())
+        return metrics_on(reader.place, reader.now_ns)
     except FileNotFoundError as error:
         raise HTTPException(404, "metrics.json not found") from error
     except json.JSONDecodeError as error:
         raise HTTPException(500, "Error decoding metrics.json") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise HTTPException(500, f"Failed to read metrics: {error}") from error

@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from starlette.responses import Response
 
 from actors.messages import RequestAnswer, TradingMode
+from backend.files import metrics_path
 from backend.routes.trading_routes import refusal_text
 
 pytestmark = pytest.mark.integration
@@ -102,7 +103,7 @@ def failing(method: str, path: str) -> Scenario:
             case "/api/config":
                 patch.setattr(site.backend, "config_dir", Path("/nonexistent"))
             case "/api/metrics":
-                site.backend.files.metrics_path.write_text("{")
+                metrics_file(site).write_text("{")
             case "/api/logout":
                 patch.setattr(Response, "delete_cookie", _no_space)
             case "/api/live/start":
@@ -117,11 +118,26 @@ def failing(method: str, path: str) -> Scenario:
                 site.accounts.is_down = True
                 site.backend._profiles.clear()
         answer = plain(site, method, path)
-        site.backend.files.metrics_path.unlink()
-        site.backend.files.begin()
+        write_metrics(site)
         return answer
 
     return scenario
+
+
+def metrics_file(site: Site) -> Path:
+    """Return where the metrics are, once they are written."""
+    place = site.backend.reader.place
+    assert place is not None
+    path = metrics_path(place)
+    wait_until(path.exists, "the metrics of the session")
+    return path
+
+
+def write_metrics(site: Site) -> None:
+    """Have the metrics written anew, as at each close."""
+    place = site.backend.reader.place
+    assert place is not None
+    site.backend.files.add_trades(place, [])
 
 
 def _no_space(*_: object, **__: object) -> None:
@@ -136,9 +152,9 @@ def invalid(method: str, path: str) -> Scenario:
 
 def missing(method: str, path: str) -> Scenario:
     def scenario(site: Site, _patch: pytest.MonkeyPatch) -> Answer:
-        site.backend.files.metrics_path.unlink()
+        metrics_file(site).unlink()
         answer = ask(site, method, path)
-        site.backend.files.begin()
+        write_metrics(site)
         return answer
 
     return scenario

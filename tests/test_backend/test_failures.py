@@ -22,6 +22,7 @@ def test_what_was_done_is_told_as_done_where_it_cannot_be_noted(
     alone: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trading_routes, "trade_manually", placed)
+    alone.backend.files.folder.mkdir(parents=True)
     (alone.backend.files.folder / "logs").write_text("a file where the folder should be")
 
     with alone.client() as client:

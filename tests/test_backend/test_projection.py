@@ -24,7 +24,7 @@ from recorded_session import RecordedSession, record_session
 
 from actors.messages import STREAMS, Decision, TradingSession
 from actors.policies import MonitoringSettings
-from backend.files import ResultFiles, metrics_of
+from backend.files import ResultFiles, metrics_on, results_folder
 from backend.hrm_metrics import WINDOW, hrm_metrics
 from backend.place import Place
 from backend.projection import Frame, Projection, without_replaced
@@ -148,27 +148,15 @@ async def test_the_result_files_count_each_trade_once(
 ) -> None:
     projection, _ = await folded(recorded)
     files = ResultFiles(tmp_path, lambda: 0)
-    files.begin()
+    place = projection.place
 
     for _ in range(2):
-        files.add_trades("session", projection.trades)
+        files.add_trades(place, projection.trades)
 
-    log = json.loads((tmp_path / "tradelog.json").read_text())
-    metrics = json.loads(files.metrics_path.read_text())
+    log = json.loads((results_folder(place) / "tradelog.json").read_text())
+    metrics = metrics_on(place, projection.now_ns)
     assert len(log) == metrics["totalTrades"] == len(projection.trades)
     assert metrics["wins"] == sum(trade.pnl > 0 for trade in projection.trades)
-
-
-def test_metrics_follow_losses_and_start_anew_each_day() -> None:
-    log = [
-        {"pnl": 10.0, "exit_time": "2026-03-02T10:00:00.000000"},
-        {"pnl": -4.0, "exit_time": "2026-03-03T10:00:00.000000"},
-    ]
-
-    metrics = metrics_of(log, "2026-03-03")
-
-    assert (metrics["winRate"], metrics["todayPnL"], metrics["totalPnl"]) == (50.0, -4.0, 6.0)
-    assert metrics_of([], "2026-03-03")["lastTradeTime"] == "No trades yet"
 
 
 def test_a_backlog_loses_ticks_but_no_bars_last_one_and_nothing_else() -> None:
