@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from inspect import signature
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -20,7 +21,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from daemon.brokers.fyers.ledger import RateLedger
+from daemon.brokers.fyers.ledger import CallBudget, RateLedger
 from daemon.brokers.fyers.login import LoginFields, Token, TokenStore, fields_from, log_in
 from daemon.brokers.fyers.rest import (
     CallTimes,
@@ -33,7 +34,7 @@ from daemon.brokers.fyers.rest import (
 from daemon.brokers.fyers.sdk import SdkTransport, TransportName, transport_of
 from daemon.brokers.fyers.transport import Call, Transport
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
-from daemon.clock import NS_PER_SECOND, SystemClock
+from daemon.clock import NS_PER_SECOND, SimulatedClock, SystemClock
 from daemon.errors import (
     BrokerError,
     BrokerRejected,
@@ -42,8 +43,10 @@ from daemon.errors import (
     LoginNeeded,
     TooManyCalls,
 )
+from daemon.order_gateway import OrderGateway
 
 SBIN, NIFTY = "NSE:SBIN-EQ", "NSE:NIFTY50-INDEX"
+START_NS = 1_800_000_000 * NS_PER_SECOND
 QUICK = CallTimes(answer_s=30.0, budget_s=30.0, tries=3, first_delay_s=0.01)
 ORDER = {
     "symbol": SBIN, "qty": 10, "type": 2, "side": 1, "productType": "INTRADAY", "limitPrice": 0,
@@ -206,6 +209,54 @@ async def test_a_burst_of_calls_meets_no_limit(world: World) -> None:
         await world.rest.orders()
 
     assert world.ledger.refusals_today == 0
+
+
+@asynccontextmanager
+async def a_rest_whose_minute_is_used_up(
+    world: World, folder: Path
+) -> AsyncIterator[tuple[FyersRest, SimulatedClock]]:
+    """Make calls where the next one may go in a minute, by a clock that only sleepers move."""
+    clock = SimulatedClock(START_NS)
+    budget = CallBudget(per_minute=1, reserve_per_minute=0)
+    with RateLedger(folder / "few_calls", clock, budget) as ledger:
+        rest = FyersRest(
+            world.http,
+            world.endpoints,
+            app_id=world.simulator.account.app_id,
+            token=lambda: world.token,
+            ledger=ledger,
+            clock=clock,
+            random=Random(1),
+        )
+        assert ledger.take() == 0
+        yield rest, clock
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+async def test_an_order_call_that_would_wait_long_for_its_turn_is_not_made(
+    world: World, tmp_path: Path, method: str
+) -> None:
+    async with a_rest_whose_minute_is_used_up(world, tmp_path) as (rest, clock):
+        with pytest.raises(TooManyCalls) as refused:
+            await rest.write(method, "/orders/sync", ORDER, reduces_risk=True)
+
+    assert refused.value.kind == "rate"
+    assert clock.now_ns() == START_NS
+    assert world.simulator.exchange.orders == {}
+
+
+async def test_a_cancel_waits_for_its_turn(world: World, tmp_path: Path) -> None:
+    async with a_rest_whose_minute_is_used_up(world, tmp_path) as (rest, clock):
+        with pytest.raises(Rejected):  # there is no such order, says the broker
+            await rest.write("DELETE", "/orders/sync", {"id": "1"}, reduces_risk=True)
+
+    assert clock.now_ns() == START_NS + 60 * NS_PER_SECOND
+
+
+def test_an_order_call_gives_up_long_before_the_gateway_takes_it_for_lost() -> None:
+    timeout = signature(OrderGateway).parameters["request_timeout_s"].default
+
+    assert CallTimes().order_budget_s <= timeout / 2
 
 
 async def test_a_dead_token_is_told_and_a_new_one_taken(either: World) -> None:

@@ -98,6 +98,9 @@ class CallTimes:
 
     answer_s: float = 10.0
     budget_s: float = 90.0  # longest wait for the rate ledger; a minute's window fits
+    # The same of an order or a change: a second's window fits, and of the gateway's request timeout
+    # (5 s) most is left for the answer.
+    order_budget_s: float = 2.0
     tries: int = 4
     first_delay_s: float = 0.5
 
@@ -149,9 +152,14 @@ class FyersRest:
         """Make a call that changes something, once; `path` begins at the trading base.
 
         BrokerUnavailable: nobody knows whether it had an effect; look before doing anything else.
+        TooManyCalls: it had none. A cancel (DELETE) waits for the rate ledger as long as a read,
+        since late is better than never; anything else comes too late soon.
         """
         url = self._endpoints.api + path
-        return await self._once(method, url, body=body, reduces_risk=reduces_risk)
+        budget_s = self._times.budget_s if method == "DELETE" else self._times.order_budget_s
+        return await self._once(
+            method, url, body=body, reduces_risk=reduces_risk, budget_s=budget_s
+        )
 
     async def profile(self) -> JsonObject:
         """Return who is logged in."""
@@ -275,9 +283,11 @@ class FyersRest:
         body: Any = None,
         reduces_risk: bool = False,
         has_bare_token: bool = False,
+        budget_s: float | None = None,
     ) -> JsonObject:
         if not url.startswith(self._endpoints.public):
-            await self._wait_for_budget(reduces_risk=reduces_risk)
+            longest_s = self._times.budget_s if budget_s is None else budget_s
+            await self._wait_for_budget(longest_s, reduces_risk=reduces_risk)
         token = self._token()
         call = Call(
             method, url, token if has_bare_token else f"{self._app_id}:{token}", query, body
@@ -293,10 +303,10 @@ class FyersRest:
             self._on_refused(token)
             raise
 
-    async def _wait_for_budget(self, *, reduces_risk: bool) -> None:
+    async def _wait_for_budget(self, longest_s: float, *, reduces_risk: bool) -> None:
         waited_s = 0.0
         while (wait_s := self._ledger.take(reduces_risk=reduces_risk)) > 0:
-            if waited_s + wait_s > self._times.budget_s:
+            if waited_s + wait_s > longest_s:
                 raise TooManyCalls(
                     f"{self._ledger.calls_today} calls made and {self._ledger.refusals_today} "
                     f"refused today: the next one may go in {wait_s:g} s"
