@@ -53,7 +53,8 @@ def streamed_markets(
 ) -> list[StreamedMarket]:
     """Return what `feed` names, of today's or the next session.
 
-    ConfigError for an index that is not traded through options.
+    ConfigError for an index that is not traded through options, and on a day whose holidays and
+    hours are not known, with none ahead that are.
     """
     markets = []
     for name in settings.feed.instruments:
@@ -64,7 +65,8 @@ def streamed_markets(
                 "execution.trade_index_through to options, or name shares in feed.instruments"
             )
         session = instrument.session
-        interval = calendar.interval(session, now_ns)
+        is_covered = calendar.is_covered(session, now_ns)
+        interval = calendar.interval(session, now_ns) if is_covered else None
         opens_ns = interval.open_ns if interval else calendar.next_open_ns(session, now_ns)
         if opens_ns is None:
             raise ConfigError(

@@ -98,9 +98,18 @@ def test_a_session_belongs_to_its_day_and_its_broker(tmp_path: Path) -> None:
     assert open_session(tmp_path, next_day, "fyers-sim") is None
 
 
-def test_beyond_the_calendar_nothing_is_begun(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sessions\.yaml knows no further session"):
-        markets_at(OPEN_NS + 10 * 365 * 86_400 * NS_PER_SECOND, tmp_path)
+@pytest.mark.parametrize(
+    "day",
+    ["2027-01-04", "2027-01-26", "2036-11-22"],  # a Monday, Republic Day, a Saturday
+)
+@pytest.mark.parametrize("hour", [8, 10, 16])
+def test_beyond_the_calendar_nothing_is_begun_at_any_hour(
+    tmp_path: Path, day: str, hour: int
+) -> None:
+    at = datetime.fromisoformat(f"{day}T{hour:02}:00+05:30")
+
+    with pytest.raises(ConfigError, match=r"sessions\.yaml knows no further session of NSE"):
+        markets_at(round(at.timestamp()) * NS_PER_SECOND, tmp_path)
 
 
 async def test_without_a_login_the_account_is_not_opened(tmp_path: Path) -> None:
