@@ -32,7 +32,7 @@ from daemon.brokers.fyers.rest import (
     simulated,
 )
 from daemon.brokers.fyers.sdk import SdkTransport, TransportName, transport_of
-from daemon.brokers.fyers.transport import Call, Transport
+from daemon.brokers.fyers.transport import Answer, Call, HttpTransport, Transport
 from daemon.brokers.fyers_simulator import FaultKind, FyersSimulator, SimulatorSettings
 from daemon.clock import NS_PER_SECOND, SimulatedClock, SystemClock
 from daemon.errors import (
@@ -266,6 +266,25 @@ async def test_a_dead_token_is_told_and_a_new_one_taken(either: World) -> None:
     either.token = good
 
     assert await either.rest.orders() == []
+
+
+async def test_an_error_page_in_bytes_that_are_no_text_is_an_answer_all_the_same(
+    world: World,
+) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(
+            status=502, body=b"<html>\xe9\xff</html>", content_type="text/html", charset="utf-8"
+        )
+
+    app = web.Application()
+    app.router.add_post("/api/v3/orders/sync", page)
+    async with TestServer(app) as server:
+        endpoints = simulated(str(server.make_url("")))
+        answer = await HttpTransport(world.http).send(
+            Call("POST", f"{endpoints.api}/orders/sync", "a:b", body=ORDER)
+        )
+
+    assert answer == Answer(502, "<html>\ufffd\ufffd</html>")
 
 
 async def test_a_broker_that_says_nothing_does_not_hold_a_call_up(tmp_path: Path) -> None:

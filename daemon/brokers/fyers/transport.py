@@ -53,7 +53,8 @@ class HttpTransport:
             async with self._http.request(
                 call.method, call.url, params=call.query, json=call.body, headers=headers
             ) as response:
-                return Answer(response.status, await response.text())
+                # An error page of whatever stands before the broker need not be text at all.
+                return Answer(response.status, await response.text(errors="replace"))
         except (aiohttp.ClientError, OSError) as error:
             # The text of an aiohttp error may hold the request: name its kind alone.
             raise BrokerUnavailable(f"{call}: {type(error).__name__}") from None
