@@ -39,12 +39,19 @@ _ANSWER_S: Final = 5.0
 
 
 def refuse_unless_allowed(broker: BrokerName, settings: Settings) -> None:
-    """Raise ConfigError for the real broker, unless the settings say that it may trade."""
-    if broker == "fyers" and not settings.broker.allow_real_orders:
+    """Raise ConfigError for the real broker, unless the settings say that it may trade, and how."""
+    if broker != "fyers":
+        return
+    if not settings.broker.allow_real_orders:
         raise ConfigError(
             "--broker fyers places orders with real money and broker.allow_real_orders is off: set "
             "it to true once the checklist of docs/runbooks/deployment.md is done, or use "
             "--broker fyers-sim"
+        )
+    if settings.execution.order_type != "limit":
+        raise ConfigError(
+            f"execution.order_type is {settings.execution.order_type}, which has no worst price, "
+            "and exchanges penalise algorithms for it: set it to limit, or use --broker fyers-sim"
         )
 
 

@@ -61,12 +61,23 @@ def a_plan(
 
 
 def test_real_orders_are_refused_until_the_settings_allow_them(tmp_path: Path) -> None:
-    allowed = a_setting(tmp_path, **{"broker.allow_real_orders": True})
+    limits = {"execution.order_type": "limit"}
+    allowed = a_setting(tmp_path, **{"broker.allow_real_orders": True}, **limits)
 
     with pytest.raises(ConfigError, match=r"real money and broker\.allow_real_orders is off"):
-        refuse_unless_allowed("fyers", a_setting(tmp_path))
+        refuse_unless_allowed("fyers", a_setting(tmp_path, **limits))
     refuse_unless_allowed("fyers", allowed)
     refuse_unless_allowed("fyers-sim", a_setting(tmp_path))
+
+
+def test_real_orders_at_the_market_are_refused(tmp_path: Path) -> None:
+    settings = a_setting(
+        tmp_path, **{"broker.allow_real_orders": True, "execution.order_type": "market"}
+    )
+
+    with pytest.raises(ConfigError, match=r"execution\.order_type is market.*set it to limit"):
+        refuse_unless_allowed("fyers", settings)
+    refuse_unless_allowed("fyers-sim", settings)
 
 
 THROUGH_OPTIONS = {

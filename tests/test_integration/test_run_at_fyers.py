@@ -101,6 +101,7 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
 
 def test_allowed_but_not_logged_in_the_real_broker_is_refused(sandbox: Sandbox) -> None:
     sandbox.set("broker.allow_real_orders", "true")
+    sandbox.set("execution.order_type", "limit")
     sandbox.set("session.start_halted", "false")
     sandbox.set("feed.instruments", '["Reliance"]')
 
