@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from actors.deciding import decision_id
-from actors.messages import Alert, Decision, Heartbeat, MarketContext
+from actors.messages import Alert, Bar, Decision, Heartbeat, MarketContext
 from daemon.bus import Bus, Entry
 from daemon.errors import BusError
 from daemon.logs import get_logger
@@ -54,6 +54,8 @@ class ThinkingWatch:
         """Take notice of an entry that has just appeared on the bus."""
         now_s = self._monotonic_s()
         match entry.envelope.message:
+            case MarketContext(bar=Bar(origin="backfilled")):
+                pass  # nothing is decided on it
             case MarketContext() as context if self._heard_s is not None:
                 age_s = max(self._clock_ns() - entry.envelope.published_ns, 0) / 1e9
                 self._owed[decision_id(context)] = (context, now_s - age_s)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from builders import a_bar, a_context, a_decision, a_heartbeat
 from unreliable_bus import UnreliableBus
@@ -101,6 +102,24 @@ async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not is_so():
             await asyncio.sleep(0.0005)
+
+
+async def test_nothing_is_owed_on_bars_out_of_history() -> None:
+    world = World()
+    world.see(beat())
+    past = msgspec.structs.replace(a_bar(number=0), origin="backfilled")
+
+    async with world.watching():
+        world.see(a_context(past))
+        await world.pass_time(3)
+        nothing = list(world.reasons)
+        world.see(context(1))
+        await world.pass_time(1.3)
+
+    assert nothing == []
+    assert [reason.split(" for ")[0] for reason in world.reasons] == [
+        f"it gave no answer to Nifty@{context(1).time_ns}"
+    ]
 
 
 async def test_a_context_without_a_decision_ends_the_process_soon_after_its_time() -> None:
