@@ -261,11 +261,17 @@ class MonitoringActor(Actor[Input, Output]):
     # Forecasts of complexity
 
     def _judge_forecast(self, context: MarketContext) -> Iterator[Output]:
+        """Count a checked forecast; judge all that were counted where the bar is one of now.
+
+        Bars out of history are what a session begins with: a day alone has too few to judge by.
+        """
         if context.checked is None:
             return
         name = f"{context.instrument} {context.timeframe}"
         score = self.forecasts.setdefault(name, ForecastScore())
         score.add(context.checked)
+        if context.bar.origin == "backfilled":
+            return
         accuracy = score.accuracy
         if accuracy is None or score.count < _LEAST_FORECASTS:
             return
