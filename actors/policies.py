@@ -41,7 +41,7 @@ class FeedSettings(ActorSettings):
     """Bar length in minutes as a decimal string, or "D"; one of the timeframes listed there."""
     stale_after_seconds: float = Field(default=10.0, gt=0.0, le=3600.0)
     """Market time without a tick, while the exchange is open, after which an alert goes out."""
-    warm_up_bars: int = Field(default=400, ge=0, le=2000)
+    warm_up_bars: int = Field(default=2000, ge=0, le=2000)
     """Bars of the broker's history before the first live one; read where a feed is live."""
     future_tolerance_ms: int = Field(default=2000, ge=0, le=60_000)
     """How far ahead of the market clock a tick may be dated before it is refused."""

@@ -8,8 +8,10 @@ and checks every forecast once its window has closed. Days that the coefficients
 not count, nor does the day after them; the bars before only warm the actor up. Beside `accuracy`
 stand what costs nothing: the class of the window before (`baseline_same_as_last`), the usual class
 at this time of day (`baseline_time_of_day`), the larger class (`largest_class_share`), and the
-design's fixed formula above its own median (`formula`). How the coefficients are fitted:
-benchmarks/complexity_fit.py.
+design's fixed formula above its own median (`formula`). Live, a session begins with no more than a
+warm-up out of the broker's history: `accuracy_restarted_daily` is that of a forecaster which begins
+anew before each day, with so many bars (`--warm-up-bars`, by default `feed.warm_up_bars`). How the
+coefficients are fitted: benchmarks/complexity_fit.py.
 """
 
 import argparse
@@ -20,16 +22,19 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from actors.complexity import MarketComplexityActor
-from actors.forecast import WINDOW_MINUTES, window_bars
+from actors.day_profile import DAY_NS
+from actors.forecast import WINDOW_MINUTES, Forecaster, window_bars
 from actors.forecast_score import ForecastScore
 from actors.messages import Bar, MarketContext
 from actors.policies import ComplexitySettings, ForecastCoefficients
 from benchmarks.candles import candle_files
 from benchmarks.machine import machine_facts, percentile
+from daemon.brokers.fyers.past_candles import MOST_DAYS
 from daemon.errors import DataError
 from daemon.history import CandleTable, load_candles
 from daemon.settings import load_settings
@@ -39,8 +44,11 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _MEDIAN_BARS: Final = 1500  # the formula is judged against its own median over so many bars
 
 
-def measure(path: Path, settings: ComplexitySettings) -> dict[str, Any]:
-    """Return how good the forecasts on a file were, over the days no fit has seen."""
+def measure(path: Path, settings: ComplexitySettings, warm_up_bars: int) -> dict[str, Any]:
+    """Return how good the forecasts on a file were, over the days no fit has seen.
+
+    warm_up_bars: what a forecaster that is restarted each day begins with.
+    """
     table = load_candles(path)
     coefficients = settings.coefficients.forecasts.get(table.timeframe)
     if coefficients is None:
@@ -54,7 +62,8 @@ def measure(path: Path, settings: ComplexitySettings) -> dict[str, Any]:
     actor = MarketComplexityActor(settings)
     micros: list[float] = []
     cpu_micros: list[float] = []
-    for bar in bars_of(table):
+    bars = list(bars_of(table))
+    for bar in bars:
         began_ns, began_cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
         (context,) = actor.handle(bar)
         cpu_micros.append((time.thread_time_ns() - began_cpu_ns) / 1000)
@@ -68,6 +77,7 @@ def measure(path: Path, settings: ComplexitySettings) -> dict[str, Any]:
             f"{path}: no forecast could be checked outside {coefficients.fitted_from} to "
             f"{coefficients.fitted_until}, which the coefficients were fitted on: give later bars"
         )
+    restarted = _restarted_daily(bars, coefficients, window, warm_up_bars)
     return {
         "file": path.name,
         "sha256": table.sha256,
@@ -78,12 +88,43 @@ def measure(path: Path, settings: ComplexitySettings) -> dict[str, Any]:
         "fitted_on": [coefficients.fitted_from, coefficients.fitted_until],
         "required": REQUIRED,
         **score.summary(),
+        "warm_up_bars": warm_up_bars,
+        "n_restarted_daily": restarted.count,
+        "accuracy_restarted_daily": _rounded(restarted.accuracy),
         "independent_windows": score.count // window,
         "formula": formula.summary(),
         "p50_us": round(percentile(micros, 0.50), 1),
         "p99_us": round(percentile(micros, 0.99), 1),
         "p99_cpu_us": round(percentile(cpu_micros, 0.99), 1),  # without waiting for a busy core
     }
+
+
+def _restarted_daily(
+    bars: Sequence[Bar], fit: ForecastCoefficients, window: int, warm_up_bars: int
+) -> ForecastScore:
+    """Score each unseen day with a forecaster that has read nothing but the warm-up before it."""
+    score = ForecastScore(len(bars))
+    starts = [place for place, bar in enumerate(bars) if not place or not _is_same_day(bars, place)]
+    for start, end in pairwise([*starts, len(bars)]):
+        if not is_unseen(bars[start], fit):
+            continue
+        forecaster = Forecaster(window, fit)
+        oldest_ns = bars[start].open_ns - MOST_DAYS * DAY_NS
+        for place in range(max(start - warm_up_bars, 0), end):
+            if bars[place].open_ns < oldest_ns:
+                continue  # the broker's history is not asked for more
+            check = forecaster.add(bars[place]).check
+            if check is not None and place >= start:
+                score.add(check)
+    return score
+
+
+def _is_same_day(bars: Sequence[Bar], place: int) -> bool:
+    return utc_day(bars[place]) == utc_day(bars[place - 1])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 class _Formula:
@@ -143,9 +184,11 @@ def utc_day(bar: Bar) -> date:
     return datetime.fromtimestamp(bar.open_ns / _NS_PER_SECOND, UTC).date()
 
 
-def measure_all(paths: Sequence[Path], settings: ComplexitySettings) -> dict[str, Any]:
+def measure_all(
+    paths: Sequence[Path], settings: ComplexitySettings, warm_up_bars: int
+) -> dict[str, Any]:
     """Measure each file; the result of one alone, or of all under `files`."""
-    results = [measure(path, settings) for path in paths]
+    results = [measure(path, settings, warm_up_bars) for path in paths]
     facts = {"machine": machine_facts()}
     if len(results) == 1:
         return results[0] | facts
@@ -164,10 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, action="append", required=True, metavar="PATH")
     parser.add_argument("--json", action="store_true", help="on one line")
     parser.add_argument("--out", type=Path, help="keep the result there as well")
+    parser.add_argument(
+        "--warm-up-bars", type=int, metavar="N", help="default: feed.warm_up_bars of settings.yaml"
+    )
     given = parser.parse_args(arguments)
     try:
-        settings = load_settings(demo=True).complexity
-        result = measure_all(candle_files(given.data), settings)
+        settings = load_settings(demo=True)
+        warm_up_bars = (
+            settings.feed.warm_up_bars if given.warm_up_bars is None else max(given.warm_up_bars, 0)
+        )
+        result = measure_all(candle_files(given.data), settings.complexity, warm_up_bars)
     except DataError as error:
         print(f"benchmarks.complexity: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from benchmarks import complexity_fit
 from benchmarks.complexity import main, measure
 from benchmarks.complexity_fit import fit, measured_alike, merged, read_series, samples_of
 from daemon.errors import DataError
+from daemon.settings import load_settings
 from hrm.training.worlds import generate, write_csv
 
 
@@ -40,7 +41,7 @@ def test_coefficients_fitted_on_the_first_days_are_checked_on_the_others(candles
     days = days_of(candles)
     until = days[len(days) * 2 // 3]
 
-    result = measure(candles, fitted(candles, until))
+    result = measure(candles, fitted(candles, until), 1500)
 
     assert result["fitted_on"][1] == str(until)
     later = sum(day > until for day in days)
@@ -50,11 +51,24 @@ def test_coefficients_fitted_on_the_first_days_are_checked_on_the_others(candles
     assert 0 < result["formula"]["n"] <= result["n"]
 
 
+def test_a_forecaster_restarted_daily_knows_its_warm_up_and_no_more(candles: Path) -> None:
+    days = days_of(candles)
+    settings = fitted(candles, days[len(days) * 2 // 3])
+
+    few, some, all_bars = (measure(candles, settings, bars) for bars in (1000, 1500, len(days)))
+
+    # A forecast needs a week of bars, here more than 1,000.
+    assert (few["n_restarted_daily"], few["accuracy_restarted_daily"]) == (0, None)
+    assert some["n_restarted_daily"] == all_bars["n_restarted_daily"] == some["n"]
+    assert all_bars["accuracy_restarted_daily"] == all_bars["accuracy"]
+    assert some["accuracy_restarted_daily"] != some["accuracy"] == few["accuracy"]
+
+
 def test_a_file_without_a_day_that_the_fit_has_not_seen_is_refused(candles: Path) -> None:
     settings = fitted(candles, max(days_of(candles)))
 
     with pytest.raises(DataError, match="no forecast could be checked outside"):
-        measure(candles, settings)
+        measure(candles, settings, 1500)
 
 
 def test_a_fit_reads_nothing_after_its_last_day(candles: Path, tmp_path: Path) -> None:
@@ -136,11 +150,13 @@ def test_a_folder_without_candles_is_no_result(
 
 
 def test_the_command_prints_one_object(candles: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["--json", "--data", str(candles)])
+    code = main(["--json", "--data", str(candles), "--warm-up-bars", "1500"])
 
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert code == (0 if answer["accuracy"] >= answer["required"] else 1)
     assert {"accuracy", "baseline_same_as_last", "largest_class_share", "p99_us"} <= set(answer)
+    assert answer["warm_up_bars"] == 1500
+    assert 0.0 <= answer["accuracy_restarted_daily"] <= 1.0
 
 
 def test_a_folder_of_candles_gives_one_object_that_is_kept(
@@ -156,4 +172,5 @@ def test_a_folder_of_candles_gives_one_object_that_is_kept(
     assert json.loads(out.read_text()) == answer
     assert [one["file"] for one in answer["files"]] == ["W2_5.csv", "W3_5.csv"]
     assert answer["accuracy"] == min(one["accuracy"] for one in answer["files"])
+    assert answer["files"][0]["warm_up_bars"] == load_settings(demo=True).feed.warm_up_bars
     assert "machine" in answer

@@ -13,7 +13,7 @@ from daemon.redis_bus import RedisBus
 
 pytestmark = pytest.mark.integration
 
-HISTORY_BARS = 2 * 400  # feed.warm_up_bars of two instruments
+HISTORY_BARS = 2 * 2000  # feed.warm_up_bars of two instruments
 
 
 async def ticks_of(sandbox: Sandbox) -> int:
@@ -58,6 +58,7 @@ def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbo
     sandbox.set("feed.instruments", '["Reliance", "TCS"]')
     sandbox.set("feed.timeframe", "1")
     sandbox.be_patient()
+    sandbox.set("feed.stale_after_seconds", 3600)  # between two sessions there are no ticks
     run = ["run", "--broker", "fyers-sim", "--simulator", address, "--json"]
 
     first = stopped_after(sandbox, run, 2)
@@ -73,6 +74,7 @@ def test_a_session_at_a_simulated_broker_goes_on_after_a_restart(sandbox: Sandbo
         assert outcome.answer["ticks"] >= 2
         assert (outcome.answer["lost"], outcome.answer["drained"]) == (0, True)
         outcome.assert_no_traceback()
+    assert "crashed" not in first.stderr + second.stderr
     assert second.answer["alerts"] == 0
     assert first.answer["bars"] >= HISTORY_BARS
     assert second.answer["bars"] < 10
