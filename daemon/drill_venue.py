@@ -57,6 +57,9 @@ LEFT_OUT: Final[tuple[FaultKind, ...]] = ("session_changed",)
 """Ends the session day, and with it the trading that is to be tried."""
 KINDS: Final = tuple(kind for kind in ALL_FAULTS if kind not in LEFT_OUT)
 
+NAMED: Final = ("lost", "duplicate_orders", "phantom_positions", "positions_equal")
+"""What the summary of a drill says beside its audit; fills are added to what the bus has lost."""
+
 SPEED: Final = 60.0  # market seconds per real second
 _FAULTS_S: Final = 20 * 60  # market seconds
 _CALM_S: Final = 4 * 60
@@ -174,4 +177,5 @@ class DrillMarket:
         """Return the summary of the drill."""
         self._simulator.faults.stop()
         found = await audit(books, self._simulator, self._witness, self._connection)
-        return {"audit": found | {"faults": sorted(self._drill.kinds)}}
+        named = {name: found[name] for name in NAMED}
+        return {"audit": found | {"faults": sorted(self._drill.kinds)}, **named}

@@ -240,11 +240,11 @@ class LiveTradingService:
         return self.statistics.summary() | {
             "stopped_by": stopped_by,
             "duration_s": round(time.monotonic() - began_s, 3),
-            "lost": lost,
             "drained": drained,
             "recording": str(self._folder),
             "records": records,
             **concluded,
+            "lost": lost + concluded.get("lost", 0),
         }
 
     def _thinking_watch(self, bus: Bus) -> ThinkingWatch:

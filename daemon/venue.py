@@ -44,8 +44,8 @@ class Venue:
     socket goes on with the next. `parts` run as long as the gateway, `feeds` as long as the tick
     source. `resume` hears, before those run, up to when the session has bars of each instrument.
     `is_idle`: nothing is on its way between the broker and us. `conclude` is awaited once
-    the session has run out, before it stops; what it returns becomes part of the summary. The
-    times are real seconds, for the gateway.
+    the session has run out, before it stops; what it returns becomes part of the summary, its
+    `lost` added to the messages that were. The times are real seconds, for the gateway.
     """
 
     broker: Broker

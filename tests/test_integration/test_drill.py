@@ -22,6 +22,8 @@ def test_a_drill_with_all_faults_loses_and_doubles_nothing(
     audit = drill.answer["audit"]
     assert (audit["lost"], audit["duplicate_orders"], audit["phantom_positions"]) == (0, 0, 0)
     assert audit["positions_equal"]
+    named = ("lost", "duplicate_orders", "phantom_positions", "positions_equal")
+    assert [drill.answer[name] for name in named] == [0, 0, 0, True]
     assert audit["passed"]
     assert sum(audit["faults_fired"].values()) > 5
     assert audit["orders"] > 0
