@@ -3,11 +3,13 @@
 Each works with the daemon or its message server down, and says what came of every step.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from actors.execution import ExecutionActor
 from actors.messages import (
     Alert,
     Decision,
@@ -27,6 +29,7 @@ from daemon.embedded_redis import EmbeddedRedis
 from daemon.errors import BusError, ReplayError, TraderError
 from daemon.fyers_venue import FOLDER, LEDGER
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore, Step
+from daemon.order_gateway import OrderGateway
 from daemon.plan import SessionPlan, read_plan
 from daemon.redis_bus import RedisBus
 from daemon.session_files import current_session
@@ -36,6 +39,7 @@ _SHOWN = (Decision, Position, MarketContext, PolicySwitch)
 _PAPER_PREFIX = "paper:v1"
 _ALERTS_BACK_NS = 3600 * 1_000_000_000
 _ALERTS_SHOWN = 20
+_ANSWER_S = 2.0
 
 
 async def stop_without_settings(
@@ -65,11 +69,17 @@ class Operator:
     async def kill(self, reason: str, operator: str, *, flatten: bool) -> dict[str, Any]:
         """Engage the kill switch; with `flatten` the daemon also closes what is open.
 
-        With the daemon of a session at Fyers down, resting orders are taken back from here.
+        Resting orders of a session at Fyers are taken back from here, unless its daemon has been
+        told and gives signs of life.
         """
         steps = await self._change(lambda latch: latch.engage(reason, operator, flatten))
         if self._plan is not None:
-            step = await cancel_at_broker(self._plan, self._state_dir, self._clock)
+            step = await cancel_at_broker(
+                self._plan,
+                self._state_dir,
+                self._clock,
+                is_daemon_told=all(step.ok for step in steps) and await self._takes_orders_back(),
+            )
             steps += [step] if step else []
         return self._outcome(steps, engaged=True) | {"flatten": flatten}
 
@@ -92,6 +102,22 @@ class Operator:
             await store.close()
             await bus.close()
         return steps
+
+    async def _takes_orders_back(self) -> bool:
+        """Tell whether all that a cancel passes through has lately given a sign of life."""
+        bus = RedisBus(self._server.url, self._prefix)
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                beats = await bus.latest(Heartbeat.stream)
+        except (BusError, TimeoutError):
+            return False
+        finally:
+            await bus.close()
+        now_ns = self._clock.now_ns()
+        return all(
+            name in beats and now_ns - beats[name].published_ns < self._silent_ns
+            for name in (ExecutionActor.name, OrderGateway.name)
+        )
 
     def _outcome(self, steps: list[Step], *, engaged: bool) -> dict[str, Any]:
         latch = KillSwitchLatch(self._state_dir, self._prefix, self._clock.now_ns)

@@ -44,8 +44,8 @@ async def test_with_the_daemon_down_resting_orders_are_taken_back(tmp_path: Path
         plan = logged_in(simulator, tmp_path)
         before = rest(simulator)
 
-        step = await cancel_at_broker(plan, tmp_path, CLOCK)
-        again = await cancel_at_broker(plan, tmp_path, CLOCK)
+        step = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False)
+        again = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False)
 
         assert simulator.exchange.pending == []
     assert before is Status.PENDING
@@ -56,27 +56,58 @@ async def test_with_the_daemon_down_resting_orders_are_taken_back(tmp_path: Path
     assert "nothing" in again.detail
 
 
-async def test_a_daemon_that_runs_takes_them_back_itself(tmp_path: Path) -> None:
+async def test_a_daemon_that_was_told_takes_them_back_itself(tmp_path: Path) -> None:
     async with FyersSimulator(SimulatorSettings()) as simulator:
         plan = logged_in(simulator, tmp_path)
         rest(simulator)
 
         with RateLedger(tmp_path / "fyers" / "calls", CLOCK):
-            step = await cancel_at_broker(plan, tmp_path, CLOCK)
+            step = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=True)
 
         assert len(simulator.exchange.pending) == 1
     assert step is not None
     assert (step.ok, step.detail) == (True, "left to the daemon, which runs")
 
 
+async def test_from_a_daemon_that_was_not_told_they_are_taken_back(tmp_path: Path) -> None:
+    async with FyersSimulator(SimulatorSettings()) as simulator:
+        plan = logged_in(simulator, tmp_path)
+        rest(simulator)
+
+        with RateLedger(tmp_path / "fyers" / "calls", CLOCK):
+            step = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False)
+
+        assert simulator.exchange.pending == []
+    assert step is not None
+    assert step.ok
+    assert step.detail.startswith("cancelled ")
+    assert "gives no sign of life" in step.detail
+
+
+async def test_two_kills_at_once_do_not_count_on_each_other(tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(PLAN, simulator="http://127.0.0.1:9")
+
+    with (
+        RateLedger(tmp_path / "fyers" / "calls", CLOCK),
+        RateLedger(tmp_path / "fyers" / "calls_of_kill", CLOCK),
+    ):
+        step = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False)
+
+    assert step is not None
+    assert (step.ok, "another kill is at it" in step.detail) == (False, True)
+
+
 async def test_what_keeps_them_from_being_taken_back_is_told(tmp_path: Path) -> None:
     nobody = await cancel_at_broker(
-        msgspec.structs.replace(PLAN, simulator="http://127.0.0.1:9"), tmp_path, CLOCK
+        msgspec.structs.replace(PLAN, simulator="http://127.0.0.1:9"),
+        tmp_path,
+        CLOCK,
+        is_daemon_told=False,
     )
     async with FyersSimulator(SimulatorSettings()) as simulator:
         plan = logged_in(simulator, tmp_path)
         simulator.desk.revoke_all()
-        refused = await cancel_at_broker(plan, tmp_path, CLOCK)
+        refused = await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False)
 
     for step in (nobody, refused):
         assert step is not None
@@ -91,4 +122,4 @@ async def test_a_session_without_such_a_broker_has_nothing_to_take_back(
 ) -> None:
     plan = msgspec.structs.replace(PLAN, broker=broker)
 
-    assert await cancel_at_broker(plan, tmp_path, CLOCK) is None
+    assert await cancel_at_broker(plan, tmp_path, CLOCK, is_daemon_told=False) is None

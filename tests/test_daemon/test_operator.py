@@ -12,6 +12,7 @@ from recorded_session import RecordedSession, session_settings
 
 from actors.messages import Alert, KillSwitch, PolicySwitch
 from daemon.announcer import Announcer
+from daemon.brokers.fyers.ledger import RateLedger
 from daemon.clock import SystemClock
 from daemon.errors import BusError
 from daemon.kill_switch import KillSwitchLatch, RedisLatchStore
@@ -143,6 +144,34 @@ async def test_a_kill_reaches_file_key_and_actors(
     await store.close()
     assert key is not None
     assert b"a drill" in key
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("alive", [("execution", "order_gateway"), ("execution",), ()])
+async def test_a_kill_leaves_resting_orders_to_a_daemon_with_signs_of_life_alone(
+    recorded: RecordedSession,
+    tmp_path: Path,
+    message_server: str,
+    prefix: str,
+    alive: tuple[str, ...],
+) -> None:
+    at_fyers = msgspec.structs.replace(
+        recorded.plan, prefix=prefix, broker="fyers-sim", simulator="http://127.0.0.1:9"
+    )
+    begin_session(tmp_path, at_fyers)
+    bus = RedisBus(message_server, prefix)
+    announcer = Announcer(bus, "risk", ["heartbeat"])
+    await announcer.publish(*map(a_heartbeat, alive))
+    await announcer.close()
+    await bus.close()
+
+    with RateLedger(tmp_path / "fyers" / "calls", SystemClock()):
+        answer = await an_operator(tmp_path, message_server).kill("a drill", "anna", flatten=False)
+
+    step = answer["steps"][-1]
+    assert step["step"] == "broker"
+    assert (step["detail"] == "left to the daemon, which runs") is (len(alive) == 2)
+    assert step["ok"] is (len(alive) == 2)  # nobody has logged in: it cannot be done from here
 
 
 @pytest.mark.integration
