@@ -648,6 +648,30 @@ def test_complexity_is_that_of_the_training_table_at_every_bar() -> None:
     assert np.array_equal(np.array(live, dtype=np.float32), of_training)
 
 
+def test_bars_that_training_never_had_change_neither_what_is_read_nor_the_range_of_stops() -> None:
+    bars = [context.bar for context in contexts(200)]
+    spoilt: dict[int, dict[str, Any]] = {60: {"is_complete": False}, 61: {"is_complete": False}}
+    spoilt |= {number: {"is_continuous": False} for number in range(140, 150)}
+    mixed = [msgspec.structs.replace(bar, **spoilt.get(n, {})) for n, bar in enumerate(bars)]
+    whole = [bar for number, bar in enumerate(bars) if number not in spoilt]
+    seen: list[tuple[Observation, Decision]] = []
+
+    for given_bars in (mixed, whole):
+        thinker = ScriptedThinker(action=0)
+        actor, complexity = an_actor(thinker), MarketComplexityActor(ComplexitySettings())
+        decisions = decisions_of(
+            actor, *(one for bar in given_bars for one in complexity.handle(bar))
+        )
+        assert len(decisions) == len(given_bars)
+        seen.append((thinker.observations[-1], decisions[-1]))
+
+    (read, decided), (read_alone, decided_alone) = seen
+    assert np.array_equal(read.bars, read_alone.bars)
+    assert np.array_equal(read.context, read_alone.context)
+    assert decided == decided_alone
+    assert decided.atr is not None
+
+
 def test_the_account_is_described_by_position_and_last_price() -> None:
     thinker = ScriptedThinker()
     [last] = contexts(1, first=NEEDED - 1)
