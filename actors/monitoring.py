@@ -314,10 +314,9 @@ class MonitoringActor(Actor[Input, Output]):
         yield from self._judge_model(decision, inference)
 
     def _judge_latency(self, decision: Decision, inference: "_Inference") -> Iterator[Output]:
-        if severity := self._latency.update(inference.elapsed_ms):
-            text = (
-                f"decision {decision.id} took {inference.elapsed_ms:.1f} ms{self._latency.limits}"
-            )
+        taken_ms = inference.elapsed_ms + decision.waited_us / 1000
+        if severity := self._latency.update(taken_ms):
+            text = f"decision {decision.id} took {taken_ms:.1f} ms{self._latency.limits}"
             yield self._alert(severity, text, "Slow inference", decision.instrument)
 
     def _judge_errors(self) -> Iterator[Output]:
@@ -331,10 +330,14 @@ class MonitoringActor(Actor[Input, Output]):
             yield self._alert(severity, text, "Failing decisions")
 
     def _judge_model(self, decision: Decision, inference: "_Inference") -> Iterator[Output]:
+        last_close_ns = self._failed_close_ns
         if not inference.is_bad:
             self._failures_in_a_row = 0
         elif self._is_another_failure(decision):
             self._failures_in_a_row += 1
+            if self._failures_in_a_row == 1 and decision.bar_close_ns != last_close_ns:
+                text = f"decision {decision.id} is HOLD: {decision.reason}"
+                yield self._alert("warning", text, "Failing decisions", decision.instrument)
         limit = self._settings.failures_before_fallback
         if self._failures_in_a_row < limit or self._policy == "hold":
             return

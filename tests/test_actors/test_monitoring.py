@@ -131,12 +131,35 @@ def test_more_than_one_percent_of_bad_inferences_is_a_warning_and_five_critical(
     warning = outputs_of(monitor, *messages)
     critical = outputs_of(monitor, *(a_thought(40 + n, late=True) for n in range(4)))
 
-    assert said(warning) == [("warning", "Failing decisions")]
-    assert said(critical) == [("critical", "Failing decisions")]
+    rates = [
+        (alert.severity, alert.text.partition(" of ")[0])
+        for alert in (*warning, *critical)
+        if isinstance(alert, Alert) and "of the last" in alert.text
+    ]
+    assert rates == [("warning", "2"), ("critical", "6")]
 
 
-def test_one_bad_inference_among_a_hundred_is_no_news() -> None:
-    assert outputs_of(a_monitor(), *(a_thought(n, failed=n == 5) for n in range(100))) == []
+def test_a_bad_inference_is_told_once_for_a_bar_close() -> None:
+    monitor = a_monitor()
+    messages = [
+        a_thought(number, late=number == 5 and name != "B", instrument=name, reason="late: why")
+        for number in range(100)
+        for name in ("A", "B", "C")
+    ]
+
+    outputs = outputs_of(monitor, *messages)
+
+    told = [output for output in outputs if isinstance(output, Alert) and "HOLD" in output.text]
+    text = f"decision {messages[15].id} is HOLD: late: why"
+    assert [(alert.severity, alert.text) for alert in told] == [("warning", text)]
+
+
+def test_latency_counts_from_the_market_event() -> None:
+    monitor = a_monitor(latency_warning_ms=50.0, latency_critical_ms=100.0)
+
+    outputs = outputs_of(monitor, a_thought(0, 45.0, waited_us=12_000))
+
+    assert said(outputs) == [("warning", "Slow inference")]
 
 
 # Fallback
