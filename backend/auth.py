@@ -74,7 +74,11 @@ class CookieSigner:
 
 
 class LoginThrottle:
-    """Refuse log-ins of a user or an address after so many failures within a time."""
+    """Refuse log-ins of a user or an address after so many failures within a time.
+
+    A log-in counts from when it is tried, so that many at once are no way around; one that was no
+    failure is taken back.
+    """
 
     def __init__(self, clock_s: Callable[[], float], failures: int, window_s: float) -> None:
         self._clock_s = clock_s
@@ -86,13 +90,21 @@ class LoginThrottle:
         """Return how long these keys have to wait; 0 when they may try."""
         return max((self._wait_of(key) for key in keys), default=0.0)
 
-    def note_failure(self, *keys: str) -> None:
-        """Count a log-in that failed."""
+    def count(self, *keys: str) -> float:
+        """Count a log-in that is tried now; return when that is, for `take_back`."""
+        now_s = self._clock_s()
         for key in keys:
-            times = self._failures.setdefault(key, deque(maxlen=self._most))
-            times.append(self._clock_s())
+            self._failures.setdefault(key, deque(maxlen=self._most)).append(now_s)
         while len(self._failures) > _KEPT_KEYS:
             del self._failures[next(iter(self._failures))]
+        return now_s
+
+    def take_back(self, at_s: float, *keys: str) -> None:
+        """Forget a log-in that did not fail."""
+        for key in keys:
+            times = self._failures.get(key)
+            if times is not None and at_s in times:
+                times.remove(at_s)
 
     def _wait_of(self, key: str) -> float:
         times = self._failures.get(key)

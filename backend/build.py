@@ -12,7 +12,7 @@ from backend.app import create_app
 from backend.auth import CookieSigner, LoginThrottle
 from backend.backtest_jobs import BacktestJobs
 from backend.candles import CandleShelf
-from backend.context import Backend
+from backend.context import NO_USERS, Backend
 from backend.daemon_link import DaemonLink
 from backend.files import ResultFiles
 from backend.fyers_accounts import FyersAccounts
@@ -66,7 +66,9 @@ def build_backend(
     accounts: Accounts,
     new_secret: Callable[[], str],
 ) -> Backend:
-    """Return the parts of a backend for these settings."""
+    """Return the parts of a backend for these settings; raises ConfigError for unusable ones."""
+    if not settings.backend.users and _is_real(settings, options):
+        raise ConfigError(NO_USERS)
     config_dir = find_config_dir(options.config, environment)
     folder = settings.session.state_dir / "backend"
     files = ResultFiles(folder / "demo" if options.demo else folder, time.time_ns)
@@ -110,11 +112,15 @@ def _secret(settings: Settings, options: Options, new_secret: Callable[[], str])
     given = settings.secrets.jwt_secret
     if given is not None:
         return given.get_secret_value()
-    place = find_place(settings, demo=options.demo)
-    if place is not None and place.mode == "REAL":
+    if _is_real(settings, options):
         raise ConfigError(
             "JWT_SECRET is not set, and the daemon trades real money: set it to the output of "
             "`openssl rand -hex 32`"
         )
     get_logger(part="build").warning("JWT_SECRET is not set: log-ins end with this process")
     return new_secret()
+
+
+def _is_real(settings: Settings, options: Options) -> bool:
+    place = find_place(settings, demo=options.demo)
+    return place is not None and place.mode == "REAL"

@@ -24,6 +24,10 @@ from daemon.backend_settings import BackendSettings
 from daemon.logs import get_logger
 
 _KEPT_PROFILES: Final = 1000
+NO_USERS: Final = (
+    "the daemon trades real money, and the setting backend.users is empty: name there the Fyers "
+    "ids that may log in"
+)
 
 
 @dataclass
@@ -92,6 +96,26 @@ class Backend:
                 reason=str(error),
             )
 
+    def admitted(self, cookie: str | None) -> Identity:
+        """Return who a cookie names, or raise NotAuthenticated, also for who may not come in."""
+        identity = self.signer.read(cookie)
+        if problem := self.exclusion(identity.user_id):
+            raise NotAuthenticated(problem)
+        return identity
+
+    def exclusion(self, user_id: str) -> str | None:
+        """Return why a user may not come in here, or None.
+
+        All users of one daemon trade one account, so where that is real money they must be named.
+        """
+        users = self.settings.users
+        if user_id.casefold() in (name.casefold() for name in users):
+            return None
+        if users:
+            return f"{user_id} is not among the setting backend.users"
+        place = self.reader.place
+        return NO_USERS if place is not None and place.mode == "REAL" else None
+
     async def profile(self, identity: Identity) -> Profile:
         """Return name and capital, asked for at the broker only now and then."""
         kept = self._profiles.get(identity.access_token)
@@ -113,6 +137,6 @@ def backend_of(connection: HTTPConnection) -> Backend:
 def identity_of(request: Request) -> Identity:
     """Return who is asking by his cookie, or answer 401."""
     try:
-        return backend_of(request).signer.read(request.cookies.get(COOKIE))
+        return backend_of(request).admitted(request.cookies.get(COOKIE))
     except NotAuthenticated as error:
         raise HTTPException(401, str(error)) from error

@@ -21,5 +21,6 @@ def server_of(application: FastAPI, settings: BackendSettings) -> uvicorn.Server
             ws_per_message_deflate=False,  # per socket and frame: it costs more than it saves
             timeout_graceful_shutdown=5,
             server_header=False,
+            proxy_headers=False,  # the log-in brake counts by address: no client may name its own
         )
     )

@@ -107,10 +107,13 @@ class LiveTradingService:
 
     async def _started(self) -> None:
         backend = self._backend
-        mode = _mode(self.trading_mode, "Failed to start live trading")
+        problem = "Failed to start live trading"
+        mode = _mode(self.trading_mode, problem)
+        self._check_user(problem)
         async with asyncio.timeout(_DAEMON_WAIT_S):
             while (view := backend.reader.view) is None:  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.05)
+        self._check_user(problem)  # again: only now is it known whether money is real
         instrument = backend.shelf.instrument(self.instrument, view.place)
         answer = await _answer(
             backend.link.start(
@@ -123,10 +126,14 @@ class LiveTradingService:
             )
         )
         if not answer.accepted:
-            raise ServiceFailed(f"Failed to start live trading: {answer.reason}")
+            raise ServiceFailed(f"{problem}: {answer.reason}")
         async with asyncio.timeout(_DAEMON_WAIT_S):
             while not self._is_registered():  # noqa: ASYNC110  another process
                 await asyncio.sleep(0.02)
+
+    def _check_user(self, problem: str) -> None:
+        if excluded := self._backend.exclusion(self.user_id):
+            raise ServiceFailed(f"{problem}: {excluded}")
 
     def _is_registered(self) -> bool:
         view = self._backend.reader.view
@@ -158,6 +165,7 @@ class LiveTradingService:
     ) -> dict[str, Any]:
         """Place a manual trade in the session; raises ServiceFailed with the contract's text."""
         problem = "Failed to initiate manual trade"
+        self._check_user(problem)
         body = ManualTradeRequest.model_validate(
             {
                 "instrument": instrument,

@@ -37,7 +37,7 @@ def socket_identity(websocket: WebSocket) -> Identity | None:
     if origin is not None and origin not in backend.settings.origins:
         return None
     try:
-        return backend.signer.read(websocket.cookies.get(COOKIE))
+        return backend.admitted(websocket.cookies.get(COOKIE))
     except NotAuthenticated:
         return None
 

@@ -31,6 +31,8 @@ class BackendSettings(BaseModel):
     """How much the backend gives way to the daemon on the same machine."""
     origins: tuple[Origin, ...] = ("http://localhost:3000", "http://localhost:3001")
     """Whose pages may use the cookie, over HTTP and sockets; exact."""
+    users: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Fyers ids that may log in; empty: any, but where the daemon trades real money none."""
     max_body_kib: int = Field(default=64, ge=1, le=10_240)
     """Size of a request's body, and of a socket's message, above which it is refused."""
     sockets_per_user: int = Field(default=3, ge=1, le=100)

@@ -9,7 +9,7 @@ from backend.auth import COOKIE, COOKIE_LIFE_S, Identity
 from backend.context import backend_of, identity_of
 from backend.responses import iso_utc
 from daemon.brokers.fyers.login import LoginFields
-from daemon.errors import BrokerError
+from daemon.errors import BrokerError, BrokerUnavailable
 from daemon.logs import get_logger
 
 router = APIRouter(prefix="/api")
@@ -38,12 +38,17 @@ async def login(body: LoginRequest, request: Request, response: Response) -> dic
     if wait_s:
         text = f"Authentication failed: too many failed attempts, wait {wait_s:.0f} s"
         raise HTTPException(401, text, {"Retry-After": f"{wait_s:.0f}"})
+    if problem := backend.exclusion(body.fy_id):
+        raise HTTPException(401, f"Authentication failed: {problem}")
+    tried_s = backend.throttle.count(*keys)
     try:
         identity = await backend.accounts.log_in(LoginFields(**body.model_dump()))
     except BrokerError as error:
-        backend.throttle.note_failure(*keys)
+        if isinstance(error, BrokerUnavailable):
+            backend.throttle.take_back(tried_s, *keys)  # nothing was guessed
         get_logger(part="auth").warning("log-in failed", user=body.fy_id, reason=str(error))
         raise HTTPException(401, f"Authentication failed: {error}") from error
+    backend.throttle.take_back(tried_s, *keys)
     response.set_cookie(
         COOKIE,
         backend.signer.issue(identity),

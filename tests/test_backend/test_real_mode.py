@@ -64,7 +64,7 @@ def test_a_real_daemon_takes_real_requests_and_refuses_those_on_paper(tiny_model
     with (
         a_sandbox() as sandbox,
         a_real_daemon(sandbox, tiny_models) as state,
-        a_site(state) as site,
+        a_site(state, environment={"HRM_TRADER__BACKEND__USERS": f"[{USER.user_id}]"}) as site,
         site.socket(f"/ws/live/{USER.user_id}") as socket,
     ):
         on_paper = start_session(site, trading_mode="paper")

@@ -1,8 +1,10 @@
 """What an attacker tries: forged cookies, foreign pages, guesses, floods; a look for secrets."""
 
+import asyncio
 import base64
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,24 @@ import jwt
 import msgspec
 import pytest
 import redis
-from backend_server import CREDENTIALS, OTHER, SECRET, USER, Site, start_session
-from command_line import CONFIG
+from backend_server import CREDENTIALS, OTHER, SECRET, USER, Site, a_site, start_session
+from command_line import CONFIG, wait_until
+from pydantic import SecretStr
 from recorded_session import session_plan, write_candles
+from websockets.exceptions import InvalidStatus
 
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
 from backend.build import Options, build_backend
+from backend.context import Backend
 from backend.fyers_accounts import FyersAccounts
+from backend.place import find_place
 from daemon.brokers.fyers.login import LoginFields
 from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.brokers.fyers_simulator import FyersSimulator, SimulatorSettings
 from daemon.errors import BrokerError, BrokerRejected, ConfigError
 from daemon.logs import configure_logs
 from daemon.session_files import begin_session, load_markets
-from daemon.settings import load_instruments, load_settings
+from daemon.settings import Settings, load_instruments, load_settings
 
 CLAIMS: dict[str, Any] = {"user_id": "U", "access_token": "T", "app_id": "A"}
 PLANTED = [USER.access_token, *(CREDENTIALS[n] for n in ("secret_key", "pin", "totp_secret"))]
@@ -128,11 +134,49 @@ def test_guessing_log_ins_is_slowed_down_without_asking_the_broker(alone: Site) 
     assert right.status_code == 401
 
 
+def test_many_guesses_at_once_reach_the_broker_as_often_as_one_after_another(
+    alone: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in = alone.accounts.log_in
+
+    async def slow(credentials: LoginFields) -> Identity:
+        await asyncio.sleep(0.3)
+        return await log_in(credentials)
+
+    monkeypatch.setattr(alone.accounts, "log_in", slow)
+    with alone.client(None) as client, ThreadPoolExecutor(20) as pool:
+        bodies = [CREDENTIALS | {"pin": f"{pin:04}"} for pin in range(20)]
+        answers = list(pool.map(lambda body: client.post("/api/login", json=body), bodies))
+
+    assert {answer.status_code for answer in answers} == {401}
+    assert alone.accounts.log_ins == 5
+
+
+def test_a_client_cannot_name_the_address_that_its_guesses_count_for(alone: Site) -> None:
+    with alone.client(None) as client:
+        for number in range(8):
+            body = CREDENTIALS | {"pin": "0000", "fy_id": f"XS{number}"}
+            client.post("/api/login", json=body, headers={"X-Forwarded-For": f"10.0.0.{number}"})
+
+    assert alone.accounts.log_ins == 5
+
+
+def test_log_ins_that_succeed_or_find_no_broker_do_not_count(alone: Site) -> None:
+    with alone.client(None) as client:
+        alone.accounts.is_down = True
+        for _ in range(8):
+            assert client.post("/api/login", json=CREDENTIALS).status_code == 401
+        alone.accounts.is_down = False
+        answers = [client.post("/api/login", json=CREDENTIALS) for _ in range(8)]
+
+    assert {answer.status_code for answer in answers} == {200}
+
+
 def test_the_throttle_forgets_after_five_minutes() -> None:
     now_s = [0.0]
     throttle = LoginThrottle(lambda: now_s[0], 5, 300.0)
     for _ in range(5):
-        throttle.note_failure("user a")
+        throttle.count("user a")
 
     assert throttle.wait_s("user a", "user b") == 300.0
     assert throttle.wait_s("user b") == 0.0
@@ -145,14 +189,74 @@ def test_a_short_secret_is_refused() -> None:
         CookieSigner("short", time.time)
 
 
+def begin_real_session(state: Path) -> None:
+    catalogue = load_instruments(CONFIG, {}).catalogue
+    plan = session_plan(state, load_markets([write_candles(state)], [], catalogue))
+    begin_session(state, msgspec.structs.replace(plan, mode="live"))
+
+
+def real_backend(settings: Settings) -> Backend:
+    given = settings.secrets.model_copy(update={"jwt_secret": SecretStr(SECRET)})
+    settings = settings.model_copy(update={"secrets": given})
+    return build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
+
+
 def test_real_money_needs_a_secret_from_outside(tmp_path: Path) -> None:
     settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
-    catalogue = load_instruments(CONFIG, {}).catalogue
-    plan = session_plan(tmp_path, load_markets([write_candles(tmp_path)], [], catalogue))
-    begin_session(tmp_path, msgspec.structs.replace(plan, mode="live"))
+    begin_real_session(tmp_path)
+    named = settings.backend.model_copy(update={"users": (USER.user_id,)})
+    settings = settings.model_copy(update={"backend": named})
 
     with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
         build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
+
+
+def test_real_money_needs_the_names_of_who_may_log_in(tmp_path: Path) -> None:
+    settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
+    begin_real_session(tmp_path)
+    named = settings.backend.model_copy(update={"users": (USER.user_id,)})
+    with_users = settings.model_copy(update={"backend": named})
+
+    with pytest.raises(ConfigError, match=r"backend\.users is empty: name there the Fyers ids"):
+        real_backend(settings)
+    assert real_backend(with_users).exclusion(USER.user_id) is None
+
+
+def test_a_daemon_that_turns_to_real_money_lets_nobody_in_who_is_not_named(tmp_path: Path) -> None:
+    with a_site(tmp_path) as site:
+        begin_real_session(tmp_path)
+        place = find_place(
+            load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)}), demo=False
+        )
+        wait_until(lambda: site.backend.reader.place == place, "a session of real money")
+        with site.client() as client:
+            log_in, kill = client.post("/api/login", json=CREDENTIALS), client.post("/api/kill")
+
+    assert (log_in.status_code, kill.status_code) == (401, 401)
+    assert "backend.users is empty" in log_in.json()["detail"]
+    assert site.accounts.log_ins == 0
+
+
+def test_who_is_not_among_the_users_gets_no_cookie_and_his_old_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    environment = {"HRM_TRADER__BACKEND__USERS": f"[{USER.user_id.lower()}]"}
+    with a_site(tmp_path, environment=environment) as site:
+        with site.client(None) as client:
+            named = client.post("/api/login", json=CREDENTIALS)
+            foreign = client.post("/api/login", json=CREDENTIALS | {"fy_id": OTHER.user_id})
+        with site.client(OTHER) as client:
+            kept = [client.post("/api/kill"), client.get("/api/profile")]
+        with pytest.raises(InvalidStatus), site.socket(f"/ws/live/{OTHER.user_id}", OTHER):
+            pass
+
+    assert named.status_code == 200
+    assert foreign.status_code == 401
+    assert foreign.json() == {
+        "detail": "Authentication failed: XS00002 is not among the setting backend.users"
+    }
+    assert [answer.status_code for answer in kept] == [401, 401]
+    assert site.accounts.log_ins == 1
 
 
 @pytest.mark.integration

@@ -108,6 +108,16 @@ async def test_a_mode_that_is_not_known_is_refused_by_name(tmp_path: Path, word:
         await service.initiate_manual_trade("Nifty", "buy", 1, trading_mode="live")
 
 
+async def test_a_user_who_is_not_named_may_not_trade_through_the_facade(tmp_path: Path) -> None:
+    backend = a_backend(tmp_path, HRM_TRADER__BACKEND__USERS="[FA2]")
+    service = LiveTradingService("FA1", backend=backend)
+
+    with pytest.raises(ServiceFailed, match="FA1 is not among the setting"):
+        await service.initiate_manual_trade("Nifty", "buy", 1)
+    with pytest.raises(ServiceFailed, match="FA1 is not among the setting"):
+        await service.run()
+
+
 @pytest.mark.integration
 async def test_a_back_test_service_returns_the_results_and_feeds_sockets(tmp_path: Path) -> None:
     (tmp_path / "Nifty_1.csv").write_text("\n".join([HEADER, *candle_rows(40)]) + "\n")
