@@ -12,6 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from actors.messages import ACTIONS
+from backend.candles import without_folder
 from daemon.backtest import BacktestService, BarProgress, prepare
 from daemon.errors import TraderError
 from daemon.history import load_candles
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         _run(request)
     except TraderError as error:
-        _tell({"kind": "error", "text": str(error)})
+        _tell({"kind": "error", "text": without_folder(str(error), Path(request["path"]))})
 
 
 def days_of(path: Path, symbol: str, days: int, config: Path | None) -> tuple[date, date]:

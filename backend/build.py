@@ -84,7 +84,7 @@ def build_backend(
         on_answer=link.take,
         on_trades=keeper.note,
     )
-    catalogue = load_instruments(options.config, environment, demo=options.demo).catalogue
+    offered = load_instruments(options.config, environment, demo=options.demo)
     return Backend(
         settings=limits,
         signer=CookieSigner(_secret(settings, options, new_secret), time.time),
@@ -95,7 +95,12 @@ def build_backend(
         link=link,
         files=files,
         keeper=keeper,
-        shelf=CandleShelf(Path(settings.paths.raw_data_dir), catalogue, accounts),
+        shelf=CandleShelf(
+            Path(settings.paths.raw_data_dir),
+            offered.catalogue,
+            frozenset(offered.timeframes),
+            accounts,
+        ),
         jobs=BacktestJobs(time.time_ns, options.config, limits),
         config_dir=config_dir,
         wall_ns=time.time_ns,

@@ -4,7 +4,10 @@ For what the daemon trades they end where its market stands, so that a chart nev
 ticks.
 """
 
-from dataclasses import dataclass
+import asyncio
+from collections import OrderedDict
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.instruments import Instrument, InstrumentCatalogue, UnknownInstrument
@@ -13,20 +16,31 @@ from backend.auth import Identity
 from backend.place import Place
 from backend.projection import Projection
 from backend.responses import timeframe_of, timeframe_seconds
+from daemon.errors import DataError
 from daemon.history import CandleTable, load_candles
 
 _DAYS = 30
 _WARM_UP_BARS = 199  # without features, which the existing answer leaves out
 _NS = 1_000_000_000
+_KEPT_TABLES = 8
 
 
 @dataclass(frozen=True)
 class CandleShelf:
-    """Find candles by instrument and timeframe; raises DataError and BrokerError."""
+    """Find candles by instrument and timeframe; raises DataError and BrokerError.
+
+    Files are read in a thread, one at a time, since some take a third of a second, and kept until
+    they change.
+    """
 
     raw_dir: Path
     catalogue: InstrumentCatalogue
+    timeframes: AbstractSet[str]  # on offer
     accounts: Accounts
+    _tables: OrderedDict[Path, tuple[tuple[int, int], CandleTable]] = field(
+        default_factory=OrderedDict
+    )  # with time of change and size of the file
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def instrument(self, name: str, place: Place | None) -> Instrument | None:
         """Return the instrument of a symbol or name in any spelling, or None."""
@@ -38,7 +52,15 @@ class CandleShelf:
         return None
 
     def path(self, symbol: str, timeframe: str, place: Place | None) -> Path | None:
-        """Return the file of candles: the daemon's own where it plays one, else a raw one."""
+        """Return the file of candles: the daemon's own where it plays one, else a raw one.
+
+        None also for what is not known or not offered: such a name must not become a path.
+        """
+        instrument = self.instrument(symbol, place)
+        if instrument is None or instrument.symbol != symbol:
+            return None
+        if not self._is_offered(timeframe, place):
+            return None
         for market in place.plan.markets if place else ():
             if market.instrument == symbol and market.timeframe == timeframe:
                 path = Path(market.path)
@@ -50,35 +72,35 @@ class CandleShelf:
                 return path
         return None
 
-    def table(self, symbol: str, timeframe: str, place: Place | None) -> CandleTable | None:
-        """Return all candles of a file, or None where there is no file."""
-        path = self.path(symbol, timeframe, place)
-        table = load_candles(path) if path else None
-        return table if table and table.timeframe == timeframe else None
+    def _is_offered(self, timeframe: str, place: Place | None) -> bool:
+        return timeframe in self.timeframes or (
+            place is not None and timeframe in place.timeframes.values()
+        )
 
-    def local(
-        self, symbol: str, timeframe: str, place: Place | None, view: Projection | None
-    ) -> list[PastCandle]:
-        """Return the last 30 days of a file, up to where the daemon's market stands."""
-        table = self.table(symbol, timeframe, place)
-        if table is None or not len(table):
-            return []
-        end_ns = int(table.open_ns[-1]) + 1
-        if view is not None and symbol in view.ticks:
-            bar_ns = timeframe_seconds(timeframe) * _NS
-            end_ns = min(end_ns, view.ticks[symbol].event_ns - bar_ns + 1)
-        cut = table.between(end_ns - _DAYS * 86_400 * _NS, end_ns)
-        return [
-            PastCandle(
-                candle.open_ns // _NS,
-                float(candle.open),
-                float(candle.high),
-                float(candle.low),
-                float(candle.close),
-                float(candle.volume),
-            )
-            for candle in cut.candles()
-        ]
+    async def _of_file(self, path: Path, timeframe: str, market_ns: int | None) -> list[PastCandle]:
+        """Return the last 30 days of a file up to a candle that opens at market_ns, if given."""
+        async with self._reading:
+            table = await asyncio.to_thread(self._table, path)
+            if table.timeframe != timeframe or not len(table):
+                return []
+            return await asyncio.to_thread(_last_days, table, market_ns)
+
+    def _table(self, path: Path) -> CandleTable:
+        try:
+            status = path.stat()
+            state = (status.st_mtime_ns, status.st_size)
+            kept = self._tables.get(path)
+            if kept is None or kept[0] != state:
+                kept = (state, load_candles(path))
+        except OSError as error:
+            raise DataError(f"{path.name} cannot be read: {error.strerror}") from error
+        except DataError as error:
+            raise DataError(without_folder(str(error), path)) from error
+        self._tables[path] = kept
+        self._tables.move_to_end(path)
+        while len(self._tables) > _KEPT_TABLES:
+            self._tables.popitem(last=False)
+        return kept[1]
 
     async def recent(
         self,
@@ -90,10 +112,18 @@ class CandleShelf:
         now_s: int,
     ) -> list[PastCandle]:
         """Return about 30 days of candles but the first 199; [] where nobody has any."""
-        instrument = self.instrument(name, place)
-        symbol = instrument.symbol if instrument else name
         timeframe = timeframe_of(timeframe)
-        found = self.local(symbol, timeframe, place, view)
+        if not self._is_offered(timeframe, place):
+            offered = ", ".join(sorted(self.timeframes, key=timeframe_seconds))
+            raise DataError(f"timeframe must be one of {offered}, was {timeframe!r}")
+        instrument = self.instrument(name, place)
+        found: list[PastCandle] = []
+        path = self.path(instrument.symbol, timeframe, place) if instrument else None
+        if instrument is not None and path is not None:
+            market_ns = None
+            if view is not None and (tick := view.ticks.get(instrument.symbol)) is not None:
+                market_ns = tick.event_ns - timeframe_seconds(timeframe) * _NS
+            found = await self._of_file(path, timeframe, market_ns)
         if not found:
             exchange_symbol = instrument.exchange_symbol if instrument else name
             start_s = now_s - _DAYS * 86_400
@@ -101,3 +131,25 @@ class CandleShelf:
                 identity, exchange_symbol, timeframe, start_s, now_s
             )
         return found[_WARM_UP_BARS:]
+
+
+def without_folder(text: str, path: Path) -> str:
+    """Return a text that names a file without the folder that it lies in."""
+    return text.replace(f"{path.parent}/", "")
+
+
+def _last_days(table: CandleTable, market_ns: int | None) -> list[PastCandle]:
+    end_ns = int(table.open_ns[-1]) + 1
+    if market_ns is not None:
+        end_ns = min(end_ns, market_ns + 1)
+    return [
+        PastCandle(
+            candle.open_ns // _NS,
+            float(candle.open),
+            float(candle.high),
+            float(candle.low),
+            float(candle.close),
+            float(candle.volume),
+        )
+        for candle in table.between(end_ns - _DAYS * 86_400 * _NS, end_ns).candles()
+    ]

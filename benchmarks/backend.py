@@ -80,7 +80,13 @@ _START_WAIT_S: Final = 60.0
 _SETTLE_S: Final = 2.0
 _GET_CLIENTS: Final = 4
 _GET_PAUSE_S: Final = 0.05
-_PATHS: Final = ("/api/health", "/api/config", "/api/metrics", "/api/trading/positions")
+_PATHS: Final = (
+    "/api/health",
+    "/api/config",
+    "/api/metrics",
+    "/api/trading/positions",
+    "/api/historical-data?instrument=Bank_Nifty&timeframe=1",
+)
 _LONGEST_LINE: Final = 1 << 28
 
 
@@ -133,6 +139,7 @@ async def measure(sockets: int, pairs: int, turn_s: float, floor_s: float) -> di
     with tempfile.TemporaryDirectory(prefix="hrm-") as name:
         environment = environment_of(Path(name))
         candles = write_candles(Path(name) / "Nifty_1.csv")
+        write_candles(Path(name) / "Bank_Nifty_1.csv")  # a chart's, of what is not traded
         daemon = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "daemon.cli", "run", "--data", str(candles), "--speed",
             str(SPEED), "--json", cwd=ROOT, env=environment,
@@ -215,6 +222,7 @@ def decision_figures(without: list[list[float]], with_: list[list[float]]) -> di
 def environment_of(folder: Path) -> dict[str, str]:
     """Return the environment of all processes."""
     return dict(os.environ) | {
+        "HRM_TRADER__PATHS__RAW_DATA_DIR": str(folder),
         "HRM_TRADER__SESSION__STATE_DIR": str(folder / "state"),
         "HRM_TRADER__SESSION__MODEL_DIR": str(ROOT / "models"),
         "HRM_TRADER__SESSION__START_HALTED": "false",

@@ -3,10 +3,11 @@
 Everything is asked of the daemon; what it refuses is told in the contract's words.
 """
 
+import asyncio
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NoReturn
 
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from actors.desk import CAPITAL, NO_SESSION, POSITION_OPEN
@@ -14,6 +15,7 @@ from actors.messages import RequestAnswer, TradingMode
 from backend.accounts import PastCandle
 from backend.context import Backend, backend_of
 from backend.daemon_link import NoAnswer
+from backend.hub import as_text
 from backend.place import Place
 from backend.projection import Projection
 from backend.responses import TradingResponse, timeframe_of, trading_response
@@ -224,13 +226,13 @@ async def kill(body: KillRequest, user: User, request: Request) -> dict[str, Any
     return outcome
 
 
-@router.get("/historical-data")
+@router.get("/historical-data", response_model=list[dict[str, int | float]])
 async def historical_data(
     user: User,
     request: Request,
     instrument: Annotated[str, Query()],
     timeframe: Annotated[str, Query()],
-) -> list[dict[str, int | float]]:
+) -> Response:
     """Return about 30 days of candles, ascending."""
     if not instrument.strip():
         raise HTTPException(422, "Instrument parameter is required")
@@ -249,7 +251,11 @@ async def historical_data(
         ) from error
     if not candles:
         raise HTTPException(500, f"Failed to fetch historical data for {instrument}")
-    return [candle_of(candle) for candle in candles]
+    return Response(await asyncio.to_thread(_as_json, candles), media_type="application/json")
+
+
+def _as_json(candles: list[PastCandle]) -> str:
+    return as_text([candle_of(candle) for candle in candles])
 
 
 def candle_of(candle: PastCandle) -> dict[str, int | float]:
