@@ -7,7 +7,7 @@ hub.py; what counts as a session is the daemon's to say.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from actors.desk import is_manual
 from actors.messages import (
@@ -191,6 +191,14 @@ class Projection:
         """Take the latest message of a stream without telling anybody."""
         for _ in self.fold(latest.message):
             pass
+
+    def carry_on(self, before: Self) -> None:
+        """Take over from a view of the same session what no stream keeps: prices and thoughts."""
+        self.ticks = before.ticks
+        self.now_ns = max(self.now_ns, before.now_ns)
+        self._premiums = before._premiums
+        self._candles = before._candles
+        self._thoughts = before._thoughts
 
     # What is
 

@@ -1,13 +1,14 @@
 """The one reader of the bus in this process: keeps the projection, feeds the hub, finds the daemon.
 
 It reads without a group, so that nothing ever waits for it. Whatever is lost (server, daemon), it
-looks again, rebuilds what there is, and goes on; meanwhile there is no session to show.
+looks again, rebuilds what there is, tells the sockets what they missed, and goes on; meanwhile
+there is no session to show.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
 
-from actors.messages import Decision, Heartbeat, Message, RequestAnswer
+from actors.messages import Alert, Decision, Heartbeat, RequestAnswer
 from backend.hub import Hub, Ready, ready
 from backend.place import Finder, Place
 from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade, without_replaced
@@ -22,6 +23,8 @@ _BATCH = 500
 _LOOK_S = 0.5
 _RETRY_S = 0.25
 _BROKEN_S = 1.0
+_MISSED = (*REMEMBERED, RequestAnswer.stream, Alert.stream)
+"""Streams of which nothing may be left out that came while the bus was lost."""
 
 
 class BusReader:
@@ -48,6 +51,7 @@ class BusReader:
         self._on_trades = on_trades
         self._log = get_logger(part="reader")
         self._projection: Projection | None = None
+        self._stands: dict[str, str] = {}  # stream -> the last entry that sockets were told of
         self._is_connected = False
         self._last_problem = ""
 
@@ -116,12 +120,14 @@ class BusReader:
             await bus.close()
 
     async def _rebuild(self, place: Place, bus: RedisBus, tail: RedisTail) -> None:
-        """Fold what was before the tail's place; tell sockets of changes made meanwhile."""
+        """Fold what was before the tail's place; tell sockets of what came meanwhile."""
         before = self._projection
+        if before is not None and before.place.plan.session != place.plan.session:
+            before = None
         projection = Projection(place)
         newest = tail.after
         past: list[Entry] = []
-        for stream in REMEMBERED:
+        for stream in _MISSED:
             past += [
                 entry
                 for entry in await bus.entries(stream)
@@ -131,17 +137,21 @@ class BusReader:
         for stream in (Heartbeat.stream, Decision.stream):
             for latest in (await bus.latest(stream)).values():
                 projection.restore(latest)
+        if before is not None:
+            projection.carry_on(before)
         for entry in past:
-            projection.restore(entry.envelope)
+            if before is not None and id_key(entry.id) > id_key(self._stands[entry.stream]):
+                for frame in self._frames(projection, entry):
+                    self._send(projection, frame)
+                self._stands[entry.stream] = entry.id
+            else:
+                projection.restore(entry.envelope)
         self._projection = projection
+        self._stands = newest | {entry.stream: entry.id for entry in past}
         self._on_trades(place, projection.trades)
         for user_id in self._hub.users:
-            same = before is not None and before.place.plan.session == place.plan.session
-            known = before.session_of(user_id) if before else None
-            session = projection.session_of(user_id)
-            if not same or session != known:
-                body = {"type": "status", "data": projection.status(user_id)}
-                self._hub.send(user_id, ready(body))
+            body = {"type": "status", "data": projection.status(user_id)}
+            self._hub.send(user_id, ready(body))
 
     def _take(self, entries: Iterable[Entry]) -> None:
         projection = self._projection
@@ -149,16 +159,23 @@ class BusReader:
             return
         trades = len(projection.trades)
         frames: list[Frame] = []
+        stands: dict[str, str] = {}
         for entry in entries:
-            message: Message = entry.envelope.message
-            if isinstance(message, RequestAnswer):
-                self._on_answer(message)
-            else:
-                frames += projection.fold(message)
+            frames += self._frames(projection, entry)
+            stands[entry.stream] = entry.id
         for frame in without_replaced(frames):
             self._send(projection, frame)
+        self._stands |= stands
         if len(projection.trades) > trades:
             self._on_trades(projection.place, projection.trades)
+
+    def _frames(self, projection: Projection, entry: Entry) -> Iterable[Frame]:
+        """Take an entry: hand an answer to who waits for it, return the frames of the rest."""
+        message = entry.envelope.message
+        if isinstance(message, RequestAnswer):
+            self._on_answer(message)
+            return ()
+        return projection.fold(message)
 
     def _send(self, projection: Projection, frame: Frame) -> None:
         if frame.user_id:
