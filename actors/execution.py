@@ -209,13 +209,15 @@ class ExecutionActor(Actor[Input, Output]):
 
     def _take_tick(self, tick: Tick) -> Iterator[Output]:
         self._advance(tick.event_ns)
-        self._book.see(tick)
         own = self._holdings.get(tick.instrument)
+        self._book.see(tick, own.instrument.underlying if own else "")
         if own is not None and (own.entry or own.exit):
             for order in own.open_orders:
-                if order.traded_ns is None and tick.event_ns > order.placed.placed_ns:
-                    order.traded_ns = tick.event_ns
+                order.note_trade(tick.event_ns)
         for holding in self._watchers.get(tick.instrument, ()):
+            # An option whose quotes have ended may be left as long as its underlying trades.
+            for order in holding.exit.orders if holding.exit else ():
+                order.note_trade(tick.event_ns)
             # A tick from before the entry says nothing about the position.
             if holding.entry_ns is not None and tick.event_ns >= holding.entry_ns:
                 yield from self._watch_levels(holding, tick.last_price)

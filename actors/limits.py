@@ -1,11 +1,13 @@
 """Limits: the worst price of an order that should fill at once, and when it follows the market.
 
-An order at the market has no worst price; exchanges penalise algorithms that send many of them.
-Whether and when to trade is for others to say.
+Quotes of an option come more seldom than prices of its underlying, and end where the price leaves
+the strikes that are read: a sale reckons with what the underlying has moved since. An order at the
+market has no worst price; exchanges penalise algorithms that send many of them. Whether and when to
+trade is for others to say.
 """
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from actors.instruments import Instrument
 from actors.messages import OrderIntent, Tick
@@ -14,6 +16,13 @@ from actors.policies import ExecutionSettings
 
 _SECOND_NS = 1_000_000_000
 _SHARE_STEP: Final = Decimal("0.0002")  # of the price
+
+
+class Paid(NamedTuple):
+    """What a bought option cost, with the price of its underlying at that time, if known."""
+
+    price: Decimal
+    underlying: Decimal | None
 
 
 class Limits:
@@ -25,31 +34,43 @@ class Limits:
         self._after_ns = int(settings.reprice_after_seconds * _SECOND_NS)
         self._most_times = settings.reprice_attempts
         self._ticks: dict[str, Tick] = {}
+        self._underlying_then: dict[str, Decimal] = {}  # option -> price when it was quoted
 
-    def see(self, tick: Tick) -> None:
-        """Note the last price of an instrument; an older one is left out."""
+    def see(self, tick: Tick, underlying: str = "") -> None:
+        """Note the last price of an instrument; an older one is left out.
+
+        underlying: of an option.
+        """
         if not self._is_on:
             return
         last = self._ticks.get(tick.instrument)
         if last is None or tick.event_ns >= last.event_ns:
             self._ticks[tick.instrument] = tick
+            if underlying in self._ticks:
+                self._underlying_then[tick.instrument] = self._ticks[underlying].last_price
 
     def of(
-        self, instrument: Instrument, quantity: int, intent: OrderIntent | None
+        self,
+        instrument: Instrument,
+        quantity: int,
+        intent: OrderIntent | None,
+        paid: Paid | None = None,
     ) -> Decimal | None:
         """Return the limit of an order for signed units; None: it goes out at the market.
 
-        Without a tick the intent's reference price counts; without both there is no limit, since an
-        exit must not wait for a price.
+        Without a tick the intent's reference price counts, or for an option that is sold what was
+        paid; without any there is no limit, since an exit must not wait for a price.
         """
         if not self._is_on:
             return None
-        price = self._price(instrument.symbol, is_buy=quantity > 0)
+        price = self._price(instrument, paid, is_buy=quantity > 0)
         if price is None and intent is not None:
             price = intent.reference_price
         return None if price is None else self._beyond(instrument, price, is_buy=quantity > 0)
 
-    def next_of(self, order: Order, instrument: Instrument, now_ns: int) -> Decimal | None:
+    def next_of(
+        self, order: Order, instrument: Instrument, now_ns: int, paid: Paid | None = None
+    ) -> Decimal | None:
         """Return the limit that a resting order should have now; None: leave it as it is."""
         is_waiting = (
             order.limit is not None
@@ -59,18 +80,31 @@ class Limits:
             and now_ns - order.limit_ns >= self._after_ns
         )
         is_buy = order.placed.side == "buy"
-        price = self._price(instrument.symbol, is_buy=is_buy)
+        price = self._price(instrument, paid, is_buy=is_buy)
         if not is_waiting or order.limit is None or price is None:
             return None
         limit = self._beyond(instrument, price, is_buy=is_buy)
         is_nearer = limit > order.limit if is_buy else limit < order.limit
         return limit if is_nearer else None
 
-    def _price(self, name: str, *, is_buy: bool) -> Decimal | None:
-        tick = self._ticks.get(name)
-        if tick is None:
+    def _price(self, instrument: Instrument, paid: Paid | None, *, is_buy: bool) -> Decimal | None:
+        tick = self._ticks.get(instrument.symbol)
+        if tick is not None:
+            price = (tick.ask if is_buy else tick.bid) or tick.last_price
+            then = self._underlying_then.get(instrument.symbol)
+        elif paid is not None:
+            price, then = paid
+        else:
             return None
-        return (tick.ask if is_buy else tick.bid) or tick.last_price
+        return price if is_buy else price - self._lost(instrument, then)
+
+    def _lost(self, instrument: Instrument, then: Decimal | None) -> Decimal:
+        """Return the most that an option can have lost by what its underlying did since `then`."""
+        now = self._ticks.get(instrument.underlying)
+        if now is None or then is None:
+            return Decimal(0)
+        rise = now.last_price - then
+        return max(Decimal(0), rise if instrument.option_kind == "PE" else -rise)
 
     def _beyond(self, instrument: Instrument, price: Decimal, *, is_buy: bool) -> Decimal:
         step = _step(instrument, price)

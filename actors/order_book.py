@@ -9,7 +9,7 @@ from typing import Final
 
 from actors.holding import Holding
 from actors.instruments import Instrument
-from actors.limits import Limits
+from actors.limits import Limits, Paid
 from actors.messages import (
     Alert,
     CancelOrder,
@@ -114,7 +114,9 @@ class OrderBook:
         """Return a new order for signed units; `number` tells it from others of its decision."""
         instrument = holding.instrument
         given = intent.limit_price if intent else None
-        limit = self._limits.of(instrument, quantity, intent) if given is None else None
+        limit = None
+        if given is None:
+            limit = self._limits.of(instrument, quantity, intent, _paid(holding))
         limit_price = limit if given is None else given
         placed = PlaceOrder(
             client_order_id=client_order_id(decision_id, purpose, number),
@@ -144,14 +146,14 @@ class OrderBook:
             placed_ns=self.now_ns,
         )
 
-    def see(self, tick: Tick) -> None:
-        """Note the last price of an instrument; limits are set by it."""
-        self._limits.see(tick)
+    def see(self, tick: Tick, underlying: str = "") -> None:
+        """Note the last price of an instrument; limits are set by it. underlying: of an option."""
+        self._limits.see(tick, underlying)
 
     def reprice(self, holding: Holding) -> Iterator[ModifyOrder]:
         """Let the limits of orders that rest too long follow the price, so many times."""
         for order in holding.open_orders:
-            limit = self._limits.next_of(order, holding.instrument, self.now_ns)
+            limit = self._limits.next_of(order, holding.instrument, self.now_ns, _paid(holding))
             if limit is None:
                 continue
             waited_s = (self.now_ns - order.limit_ns) / _SECOND_NS
@@ -203,3 +205,10 @@ class OrderBook:
             oldest = next(iter(self._orders))
             if self._orders[oldest].is_done:
                 del self._orders[oldest]
+
+
+def _paid(holding: Holding) -> Paid | None:
+    """Return what a bought option cost; None for anything else, or with none held."""
+    if holding.net <= 0 or not holding.instrument.underlying:
+        return None
+    return Paid(holding.average_price, holding.underlying_entry)

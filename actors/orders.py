@@ -65,7 +65,7 @@ class Order:
     claimed: int = 0  # units that the broker said are filled, whether their fills came or not
     reject_kind: RejectKind | None = None  # of a reject; None: not known
     state_ns: int = 0
-    traded_ns: int | None = None  # first tick of the instrument since the order was taken
+    traded_ns: int | None = None  # first tick of the instrument since; for exits the underlying's
     cancel_asked_ns: int | None = None
     limit: Decimal | None = None  # worst price as last asked for; it follows the market
     limit_ns: int = 0  # when it was asked for
@@ -92,6 +92,11 @@ class Order:
             # Without a trade in the instrument there is nothing yet that it could fill at.
             return self.traded_ns
         return self.placed.placed_ns
+
+    def note_trade(self, at_ns: int) -> None:
+        """Take note that there was a price since the order was placed; the first one counts."""
+        if self.traded_ns is None and at_ns > self.placed.placed_ns:
+            self.traded_ns = at_ns
 
     def move(self, report: ExecutionReport, now_ns: int) -> bool:
         """Take the state a report brings; False if an order in this state cannot go there."""

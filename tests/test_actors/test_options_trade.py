@@ -29,8 +29,10 @@ from actors.desk import TradingDesk
 from actors.execution import ExecutionActor
 from actors.messages import (
     Alert,
+    CancelOrder,
     ManualTrade,
     Message,
+    ModifyOrder,
     OptionChain,
     OrderIntent,
     PlaceOrder,
@@ -318,6 +320,55 @@ def test_a_quote_of_the_chain_tells_since_when_a_market_order_could_have_filled(
 
     assert waiting == []
     assert len(asked) == 1  # the cancel
+
+
+LIMITS: dict[str, Any] = {"order_type": "limit", "limit_band": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("action", "moved", "limit"),
+    [
+        ("BUY_LONG", "21970", "69.20"),  # (99.90 - 30) less 1 %
+        ("SELL_SHORT", "22030", "69.20"),
+        ("BUY_LONG", "22060", "98.90"),  # a move in favour: the last bid holds
+        ("BUY_LONG", "21800", "0.05"),  # more than the whole premium
+    ],
+)
+def test_the_limit_of_a_sold_option_reckons_with_its_underlying_since_the_quote(
+    action: str, moved: str, limit: str
+) -> None:
+    execution, risk = an_execution(**LIMITS), a_risk(a_chain())
+    held(risk, execution, action)
+    outputs_of(execution, a_tick("22000", OPEN_NS), a_chain(OPEN_NS))
+
+    order = the(PlaceOrder, outputs_of(execution, a_tick(moved, OPEN_NS + MINUTE_NS)))
+
+    assert (order.order_type, order.limit_price) == ("limit", Decimal(limit))
+
+
+def test_an_option_that_was_never_quoted_is_sold_by_what_was_paid() -> None:
+    execution, risk = an_execution(**LIMITS), a_risk(a_chain())
+    held(risk, execution, "BUY_LONG", price="100")
+
+    order = the(PlaceOrder, outputs_of(execution, a_tick("21970", OPEN_NS + 1)))
+
+    assert (order.order_type, order.limit_price) == ("limit", Decimal("69.30"))
+
+
+def test_the_exit_of_an_option_without_quotes_follows_its_underlying_and_is_then_given_up() -> None:
+    execution, risk = an_execution(**LIMITS), a_risk(a_chain())
+    held(risk, execution, "BUY_LONG", price="100")
+    order = the(PlaceOrder, outputs_of(execution, a_tick("21970", OPEN_NS + 1)))
+    accepted = a_fill(
+        order, status="accepted", last_quantity=0, last_price=Decimal(0), cumulative_quantity=0
+    )
+
+    outputs_of(execution, accepted, a_tick("21970", OPEN_NS + SECOND_NS))
+    followed = outputs_of(execution, a_tick("21960", OPEN_NS + 4 * SECOND_NS))
+    given_up = outputs_of(execution, a_tick("21960", OPEN_NS + 11 * SECOND_NS))
+
+    assert the(ModifyOrder, followed).limit_price == Decimal("59.40")
+    assert the(CancelOrder, given_up).client_order_id == order.client_order_id
 
 
 @pytest.mark.parametrize(
