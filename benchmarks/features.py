@@ -28,7 +28,8 @@ from daemon.errors import DataError
 from daemon.feature_frame import FRAME_COLUMNS, PERIOD, WARMUP_ROWS, exact_frame
 from daemon.frame_stream import FrameStream
 from daemon.history import CandleTable, load_candles
-from daemon.lookahead import check_lookahead, training_candles
+from daemon.lookahead import check_lookahead, every_column, training_candles
+from daemon.settings import load_settings
 from hrm.features import FEATURE_NAMES, WARMUP_BARS, FeatureStream, feature_rows
 
 MAX_DIFFERENCE = 1e-9
@@ -51,7 +52,9 @@ def measure(table: CandleTable, lookahead_bars: int) -> dict[str, Any]:
     frame = exact_frame(table)
     first = max(0, len(table) - lookahead_bars)
     newest = table.between(int(table.open_ns[first]), int(table.close_ns[-1]) + 1)
-    lookahead = check_lookahead(training_candles(newest))
+    lookahead = check_lookahead(
+        training_candles(newest), every_column(load_settings(demo=True).complexity)
+    )
     difference = _largest(rows[WARMUP_BARS:], batch[WARMUP_BARS:])
     frame_difference = _largest(frame_rows, frame.to_numpy())
     library, worst = _library_difference(table, frame)

@@ -13,7 +13,7 @@ from actors.instruments import InstrumentCatalogue, UnknownInstrument
 from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError
 from daemon.history import load_candles
-from daemon.settings import load_instruments, load_sessions
+from daemon.settings import load_instruments, load_sessions, load_settings
 
 data = typer.Typer(name="data", help="Check candles, and what is computed from them.")
 
@@ -67,6 +67,7 @@ def lookahead(
 
     from daemon.lookahead import (  # noqa: PLC0415 - pandas loads slowly
         check_lookahead,
+        every_column,
         training_candles,
     )
 
@@ -74,7 +75,8 @@ def lookahead(
     table = load_candles(path)
     first_ns = int(table.open_ns[max(0, len(table) - bars)])
     newest = table.between(first_ns, int(table.open_ns[-1]) + 1)
-    report = check_lookahead(training_candles(newest))
+    compute = every_column(load_settings(demo=True).complexity)
+    report = check_lookahead(training_candles(newest), compute)
     violations = report.lookahead_violations + report.warmup_violations
     _print({"file": str(path), "violations": violations} | msgspec.to_builtins(report), as_json)
     if violations:

@@ -8,18 +8,28 @@ Everything a model is trained on is computed three ways and must be the same num
 - from a history that begins later: beyond the bars that a column says it needs, whatever changes
   depends on when somebody began to record.
 
-Equal means equal to the last bit. The exception is named in the answer: exponential averages of the
-contract's frame reach back for ever, so where the history begins may show in the ninth digit; they
-are compared from `SETTLED_BARS` on.
+Equal means equal to the last bit. The exceptions are named in the answer, and only concern where a
+history begins. Exponential averages of the contract's frame reach back for ever, so that it may
+show in the ninth digit: they are compared from `SETTLED_BARS` on. What is demanding, and so regimes
+and checks, follows from the last 28 days: they are compared once these lie behind. Forecasts also
+read what is usual at an hour, of which half is forgotten in 20 sessions: their probabilities are
+then compared to within `FORECAST_TOLERANCE`, the usual class at an hour not at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.complexity import MarketComplexityActor
+from actors.day_profile import DAY_NS
+from actors.forecast import REFERENCE_NS
+from actors.messages import Bar, MarketContext
+from actors.policies import ComplexitySettings
 from daemon.candle_files import utc_text
 from daemon.errors import DataError
 from daemon.feature_frame import FRAME_COLUMNS, WARMUP_ROWS, exact_frame
@@ -29,6 +39,7 @@ from hrm.features import (
     CONTEXT_BARS,
     CONTEXT_NAMES,
     FEATURE_NAMES,
+    REGIMES,
     WARMUP_BARS,
     feature_rows,
     warm_rows,
@@ -38,9 +49,22 @@ from hrm.training.market_table import LabelSettings, MarketTable, Vocabulary, ma
 
 SETTLED_BARS: Final = 3000  # an average of 200 bars has forgotten all but 1e-13 of what was before
 SETTLED_TOLERANCE: Final = 1e-9
+FORECAST_SETTLED_NS: Final = REFERENCE_NS + DAY_NS  # then the same windows say what is demanding
+FORECAST_TOLERANCE: Final = 0.2  # of a probability; what is usual at an hour is learned for months
 CUTS: Final = 7
 STARTS: Final = (1, 7, 75, 211)
 LEAST_BARS: Final = 400
+_NS_PER_SECOND: Final = 1_000_000_000
+_SECONDS_PER_DAY: Final = 86_400
+_USUALLY: Final = "checked usually_demanding"
+_FORECAST_COLUMNS: Final = {
+    "demand": FORECAST_TOLERANCE,
+    "checked probability": FORECAST_TOLERANCE,
+    "checked was_demanding": 0.0,
+    "checked is_demanding": 0.0,
+    _USUALLY: 0.0,
+    **{f"regime {name}": SETTLED_TOLERANCE for name in REGIMES},
+}  # with the tolerance between two beginnings
 _RECURSIVE: Final = frozenset(
     name
     for name in FRAME_COLUMNS
@@ -87,16 +111,15 @@ class LookaheadReport:
     comparisons: int
     lookahead_violations: int  # columns times cuts
     warmup_violations: int  # columns times beginnings
-    settled_columns: tuple[str, ...]  # compared from SETTLED_BARS on, or not at all if shorter
+    settled_columns: tuple[str, ...]  # of which less is required, or nothing; only of beginnings
     first: Violation | None
 
 
-def check_lookahead(candles: Candles, compute: Compute | None = None) -> LookaheadReport:
+def check_lookahead(candles: Candles, compute: Compute) -> LookaheadReport:
     """Compare every column of whole, shortened and later-begun histories.
 
-    compute: what to check; by default every feature, context number and label.
+    compute: what to check; `every_column` of some settings, or a part of it.
     """
-    compute = every_column if compute is None else compute
     count = len(candles)
     if count < LEAST_BARS:
         raise DataError(
@@ -120,7 +143,9 @@ def check_lookahead(candles: Candles, compute: Compute | None = None) -> Lookahe
         comparisons=len(whole) * (CUTS + len(STARTS)),
         lookahead_violations=len(later),
         warmup_violations=len(begun),
-        settled_columns=tuple(name for name, column in whole.items() if column.tolerance),
+        settled_columns=tuple(
+            name for name, column in whole.items() if column.tolerance or not column.is_warm.any()
+        ),
         first=next(iter((*later, *begun)), None),
     )
 
@@ -142,12 +167,25 @@ def training_candles(table: CandleTable) -> Candles:
     )
 
 
-def every_column(candles: Candles) -> dict[str, Checked]:
-    """Compute all that a model is trained on, and the contract's frame, each by its name."""
-    return _model_input(candles) | _frame(candles) | _training_columns(candles)
+def every_column(complexity: ComplexitySettings) -> Compute:
+    """Return what computes all that a model is trained on or is decided by, and the frame, by name.
+
+    complexity: with the coefficients of the forecast; where they lack the timeframe there is none.
+    """
+    return lambda candles: (
+        _model_input(candles)
+        | _frame(candles)
+        | _training_columns(candles)
+        | _forecasts(candles, complexity)
+    )
 
 
 def _model_input(candles: Candles) -> dict[str, Checked]:
+    """Compute the model's features, as if expiry, spread and order book were known of two bars of
+    three: candles of a file have none, and a column of nothing would pass any check.
+    """
+    seconds = candles.close_ns // _NS_PER_SECOND
+    is_known = seconds // (candles.bar_ns // _NS_PER_SECOND) % 3 > 0
     rows = feature_rows(
         candles.open,
         candles.high,
@@ -156,6 +194,9 @@ def _model_input(candles: Candles) -> dict[str, Checked]:
         candles.volume,
         candles.close_ns,
         candles.bar_ns,
+        days_to_expiry=np.where(is_known, seconds // _SECONDS_PER_DAY % 7, np.nan),
+        spread=np.where(is_known, candles.close * (1e-5 * (seconds % 7919)), np.nan),
+        depth_imbalance=np.where(is_known, np.sin(seconds % 7919), np.nan),
     )
     warm = warm_rows(candles.close_ns, candles.bar_ns)
     return {f"feature {name}": Checked(rows[:, i], warm) for i, name in enumerate(FEATURE_NAMES)}
@@ -197,6 +238,60 @@ def _training_columns(candles: Candles) -> dict[str, Checked]:
     columns["scale atr"] = Checked(table.atr[own], position >= ATR_BARS)
     columns["scale volatility"] = Checked(table.volatility[own], position >= WARMUP_BARS)
     return columns | _labels(table, own, position)
+
+
+def _forecasts(candles: Candles, complexity: ComplexitySettings) -> dict[str, Checked]:
+    """Take what the live actor says beside the training columns: forecast, its check, regimes."""
+    actor = MarketComplexityActor(complexity)
+    rows: list[list[float]] = [
+        _forecast_row(context) for bar in _bars(candles) for context in actor.handle(bar)
+    ]
+    values = np.array(rows, dtype=np.float64)
+    settled = candles.close_ns - candles.close_ns[0] >= FORECAST_SETTLED_NS
+    never = np.zeros_like(settled)
+    return {
+        f"forecast {name}": Checked(
+            values[:, i], never if name == _USUALLY else settled, tolerance=tolerance
+        )
+        for i, (name, tolerance) in enumerate(_FORECAST_COLUMNS.items())
+    }
+
+
+def _forecast_row(context: MarketContext) -> list[float]:
+    check = context.checked
+    known = () if check is None else (check.probability, check.was_demanding, check.is_demanding)
+    usually = None if check is None else check.usually_demanding
+    return [
+        _number(context.demand),
+        *(known or (math.nan,) * 3),
+        _number(usually),
+        *(context.regime_probabilities or (math.nan,) * len(REGIMES)),
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _bars(candles: Candles) -> Iterator[Bar]:
+    """Yield the candles as closed bars."""
+    names = ("open", "high", "low", "close")
+    prices = zip(
+        *(map(Decimal, map(repr, getattr(candles, n).tolist())) for n in names), strict=True
+    )
+    for close_ns, (open_, high, low, close) in zip(candles.close_ns.tolist(), prices, strict=True):
+        yield Bar(
+            instrument=candles.instrument,
+            timeframe=candles.timeframe,
+            open=open_,
+            high=high,
+            low=low,
+            close=close,
+            volume=0,
+            open_ns=close_ns - candles.bar_ns,
+            close_ns=close_ns,
+            ticks=4,
+        )
 
 
 def _labels(table: MarketTable, own: slice, position: NDArray[np.int64]) -> dict[str, Checked]:
