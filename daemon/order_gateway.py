@@ -7,13 +7,14 @@ published, so that a crash at any point neither loses nor repeats one.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
 
 from actors.messages import (
+    FINAL_STATUSES,
     Alert,
     CancelOrder,
     ExecutionReport,
@@ -26,6 +27,7 @@ from actors.messages import (
 )
 from daemon.brokers.base import Broker
 from daemon.bus import Bus, Entry
+from daemon.canceller import Canceller
 from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, BusError
 from daemon.kill_switch import KillSwitchReader
 from daemon.logs import get_logger
@@ -37,7 +39,6 @@ from daemon.reject_circuit import RejectCircuit
 
 _SECOND_NS = 1_000_000_000
 _RETRY_LONGEST_S = 2.0
-_CANCEL_ATTEMPTS = 3
 _RECONCILE_PACE_S = 0.5  # real: no two comparisons closer than that, however fast the market
 _FORGOTTEN = "the bus has lost this order in a power cut"
 _RESERVE_DIVISOR = 4  # one order in so many is kept for exits and cancels
@@ -114,6 +115,13 @@ class OrderGateway:
         self._looked = asyncio.Event()
         self._announce = announce
         self._circuit = RejectCircuit()
+        self._canceller = Canceller(
+            broker,
+            outbox,
+            timeout_s=request_timeout_s,
+            retry_first_s=retry_first_s,
+            find_out=self._inquire,
+        )
         self._unknown: dict[str, PlaceOrder] = {}  # by client order id
         self._lost: set[str] = set()  # client order ids that the bus forgot in a power cut
         self._told: set[str] = set()  # executions of strangers that a person has heard of
@@ -128,7 +136,11 @@ class OrderGateway:
         False until `run` is ready. Orders that lie unread in the bus are for Bus.is_quiet to tell.
         """
         return self.ready.is_set() and not (
-            self._in_hand or self._inquiries or self._unpublished or self._broker.pending_reports
+            self._in_hand
+            or self._inquiries
+            or self._canceller.is_busy
+            or self._unpublished
+            or self._broker.pending_reports
         )
 
     @property
@@ -171,9 +183,11 @@ class OrderGateway:
                         await self._reconcile(tasks, self._reconciler)
                         background.append(tasks.create_task(self._keep_reconciling(tasks)))
                     await self._serve(tasks)
+                    await self._canceller.finish()
             finally:
                 self.ready.clear()
                 self._looked.set()  # whoever waits for a comparison waits for none
+                self._canceller.stop()
                 for task in (*background, *self._inquiries.values()):
                     task.cancel()
 
@@ -184,6 +198,7 @@ class OrderGateway:
         unfinished = [row for row in await self._outbox.unfinished() if row.stage != "intent"]
         for row in unfinished:
             self._inquire(tasks, row)
+        await self._canceller.resume(tasks)
         stopped = tasks.create_task(self._stopping.wait())
         while self._inquiries and not self._stopping.is_set():
             await asyncio.wait(
@@ -391,20 +406,7 @@ class OrderGateway:
             return
         self._log.info("cancel", order_id=tag, reason=request.reason)
         self._sent_ns.append(self._clock_ns())
-        for attempt in range(_CANCEL_ATTEMPTS):
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._broker.cancel(tag)
-            except BrokerRejected as error:
-                # There was nothing to take back: what became of the order, then?
-                self._log.info("nothing to cancel", order_id=tag, reason=str(error))
-                break
-            except (BrokerUnavailable, TimeoutError) as error:
-                self._log.warning("cancel unanswered", order_id=tag, reason=str(error))
-                await self._sleep(self._retry_first_s * 2**attempt)
-            else:
-                return
-        self._inquire(tasks, row)
+        await self._canceller.take_back(tasks, tag)
 
     async def _modify(self, tasks: asyncio.TaskGroup, request: ModifyOrder) -> None:
         """Ask once for another limit: whichever of the two holds was wanted, so none is sought."""
@@ -574,8 +576,11 @@ class OrderGateway:
             self._collecting = False
         raise BrokerUnavailable("the broker's stream of reports has ended")
 
-    async def _keep(self, reports: Iterable[ExecutionReport], answers: str | None = None) -> None:
+    async def _keep(self, reports: Sequence[ExecutionReport], answers: str | None = None) -> None:
         added = await self._outbox.add_reports(reports, answers)
+        for report in reports:
+            if report.status in FINAL_STATUSES:
+                self._canceller.ended(report.client_order_id)
         self._unpublished += added  # not in one line: the count may change while it is awaited
         self._to_publish.set()
 

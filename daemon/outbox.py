@@ -41,6 +41,10 @@ CREATE TABLE reports (
 );
 CREATE INDEX unpublished_reports ON reports (number) WHERE is_published = 0;
 """
+# Not in the schema of the first release, which does not mind the table.
+CANCELS = """
+CREATE TABLE IF NOT EXISTS cancels (client_order_id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
 
 
 class OutboxOrder(NamedTuple):
@@ -87,6 +91,14 @@ class Outbox:
     async def mark_answered(self, client_order_id: str) -> None:
         """Note that the broker took the order or refused it."""
         await self._run(lambda: self._move(client_order_id, "answered"))
+
+    async def note_cancel(self, client_order_id: str) -> None:
+        """Note, before the broker is asked, that the order is to be taken back."""
+        await self._run(lambda: self._note_cancel(client_order_id))
+
+    async def cancels_due(self) -> list[str]:
+        """Return client order ids of sent orders that are to be taken back and are not final."""
+        return await self._run(self._cancels_due)
 
     async def add_reports(
         self, reports: Iterable[ExecutionReport], answers: str | None = None
@@ -192,6 +204,20 @@ class Outbox:
             database.execute(
                 "UPDATE orders SET stage = ? WHERE client_order_id = ?", (stage, client_order_id)
             )
+
+    def _note_cancel(self, client_order_id: str) -> None:
+        with self._database as database:
+            database.execute(
+                "INSERT INTO cancels (client_order_id) VALUES (?) ON CONFLICT DO NOTHING",
+                (client_order_id,),
+            )
+
+    def _cancels_due(self) -> list[str]:
+        rows = self._database.execute(
+            "SELECT client_order_id FROM cancels JOIN orders USING (client_order_id)"
+            " WHERE is_final = 0 AND stage != 'intent' ORDER BY client_order_id"
+        )
+        return [client_order_id for (client_order_id,) in rows]
 
     def _add_reports(self, reports: list[ExecutionReport], answers: str | None) -> int:
         added = 0
@@ -310,6 +336,7 @@ def _prepare(connection: sqlite3.Connection, path: Path | None) -> None:
             f"outbox {path} has version {version}, this program writes version {SCHEMA_VERSION}: "
             f"run the release that wrote it; or {REMEDY}"
         )
+    connection.executescript(CANCELS)
 
 
 def _order_of(row: tuple[bytes, str, Stage, int]) -> OutboxOrder:

@@ -10,7 +10,7 @@ import pytest
 from fyers_account import AMPLE, SBIN, WAIT_S, Account, a_resting_order, an_order
 from order_world import OpenLatch
 
-from actors.messages import ExecutionReport, PlaceOrder
+from actors.messages import CancelOrder, ExecutionReport, PlaceOrder
 from daemon.brokers.base import Broker
 from daemon.brokers.fyers.ledger import RateLedger
 from daemon.brokers.fyers.order_socket import DayPosition, Subscribed, event_of
@@ -386,6 +386,38 @@ async def test_through_the_gateway_an_unanswered_order_is_one_order_at_the_broke
     assert "unknown" in await reported()
     assert ledger.positions == {"SBIN": 10}
     assert len(account.simulator.exchange.orders) == 1
+
+
+@pytest.mark.parametrize("fault", ["server_error", "rate_limited", "unauthorised"])
+async def test_through_the_gateway_a_cancel_is_repeated_until_the_order_is_taken_back(
+    account: Account, fault: FaultKind
+) -> None:
+    account.simulator.faults.inject(fault, path=DELETE, count=5)
+    order = a_resting_order(account)
+    cancel = CancelOrder(client_order_id="a1", instrument="SBIN", reason="test", placed_ns=1)
+    bus, outbox = MemoryBus(), await Outbox(None).open()
+    gateway = OrderGateway(
+        bus,
+        account.broker,
+        outbox,
+        OpenLatch(),
+        clock_ns=lambda: 1,
+        max_order_rate_per_second=8,
+        block_ms=20,
+    )
+    running = asyncio.create_task(gateway.run())
+    await (await bus.publisher("execution", ["order"])).publish(order, cancel)
+
+    async with asyncio.timeout(WAIT_S):
+        while not await bus.entries("report") or await outbox.unfinished():
+            await account.trade(1)
+            await asyncio.sleep(0.02)
+    gateway.stop()
+    await asyncio.wait_for(running, WAIT_S)
+    await outbox.close()
+
+    assert account.simulator.exchange.pending == []
+    assert account.simulator.faults.fired[fault] == 5
 
 
 ORDER = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gateway_child
+import msgspec
 import pytest
 from builders import OPEN_NS, SECOND_NS, a_catalogue, a_fill, a_tick, an_order
 
@@ -56,6 +57,8 @@ class ScriptedBroker:
         self.asked: list[str] = []
         self.on_place: Callable[[PlaceOrder], Any] = self.take
         self.on_cancel: list[Exception] = []
+        self.cancel_takes: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0)
+        self.cancel_ends_orders = True
         self.on_modify: list[Exception] = []
         self.on_find: list[Exception] = []
         self._queue: asyncio.Queue[ExecutionReport] = asyncio.Queue()
@@ -75,6 +78,10 @@ class ScriptedBroker:
         self.book.setdefault(report.client_order_id, []).append(report)
         self._queue.put_nowait(report)
 
+    def end(self, tag: str) -> None:
+        last = self.book[tag][-1]
+        self.tell(msgspec.structs.replace(last, execution_id=f"{tag}-end", status="cancelled"))
+
     @property
     def pending_reports(self) -> int:
         return self._queue.qsize()
@@ -89,6 +96,9 @@ class ScriptedBroker:
         self.cancelled.append(client_order_id)
         if self.on_cancel:
             raise self.on_cancel.pop(0)
+        await self.cancel_takes()
+        if self.cancel_ends_orders:
+            self.end(client_order_id)
 
     async def modify(self, client_order_id: str, limit_price: Decimal) -> None:
         self.modified.append((client_order_id, limit_price))
@@ -461,25 +471,66 @@ async def test_a_cancel_that_finds_nothing_to_cancel_brings_the_missing_fill(
     assert await house.statuses() == ["accepted", "filled"]
 
 
-async def test_a_cancel_without_an_answer_is_repeated(house: House) -> None:
-    house.broker.on_cancel = [BrokerUnavailable("down")]
+async def test_a_cancel_without_an_answer_is_repeated_until_it_has_one(house: House) -> None:
+    house.broker.on_cancel = [BrokerUnavailable("HTTP 502")] * 5
 
     async with house.running() as gateway:
         await house.send(an_order(), a_cancel())
         await house.settle(gateway)
 
-    assert house.broker.cancelled == ["order1", "order1"]
+    assert house.broker.cancelled == ["order1"] * 6
+    assert await house.statuses() == ["cancelled"]
 
 
-async def test_a_cancel_that_never_gets_an_answer_ends_in_a_question(house: House) -> None:
-    house.broker.on_cancel = [BrokerUnavailable("down")] * 3
+async def test_a_cancel_that_hangs_is_repeated_and_holds_up_no_other_order(house: House) -> None:
+    house.broker.cancel_takes = asyncio.Event().wait
+
+    async with house.running() as gateway:
+        await house.send(an_order(), a_cancel(), an_order(client_order_id="order2"))
+        await until_true(lambda: len(house.broker.cancelled) >= 2)
+        placed_by_then = list(house.broker.placed)
+        house.broker.cancel_takes = lambda: asyncio.sleep(0)
+        await house.settle(gateway)
+
+    assert placed_by_then == ["order1", "order2"]
+    assert await house.statuses() == ["cancelled"]
+
+
+@pytest.mark.parametrize("refusals", [0, 2])
+async def test_a_cancel_that_was_answered_is_repeated_while_the_order_stays_open(
+    house: House, refusals: int
+) -> None:
+    house.broker.cancel_ends_orders = False
+    house.broker.on_cancel = [BrokerRejected("not open yet")] * refusals
 
     async with house.running() as gateway:
         await house.send(an_order(), a_cancel())
+        await until_true(lambda: len(house.broker.cancelled) >= 3)
+        house.broker.end("order1")
+        await house.settle(gateway)
+    cancels = len(house.broker.cancelled)
+    async with house.running() as gateway:
         await house.settle(gateway)
 
-    assert house.broker.cancelled == ["order1"] * 3
-    assert house.broker.asked == ["order1"]
+    assert (await house.statuses())[-1] == "cancelled"
+    assert len(house.broker.cancelled) == cancels
+
+
+async def test_after_a_restart_an_order_that_was_to_be_taken_back_is_cancelled_again(
+    house: House,
+) -> None:
+    house.broker.on_cancel = [BrokerUnavailable("HTTP 502")] * 1000
+
+    async with house.running():
+        await house.send(an_order(), a_cancel())
+        await until_true(lambda: bool(house.broker.cancelled))
+        await until(house.bus.is_quiet)
+    house.broker.on_cancel = []
+    async with house.running() as gateway:
+        await house.settle(gateway)
+
+    assert (await house.statuses())[-1] == "cancelled"
+    assert await house.outbox.unfinished() == []
 
 
 async def test_a_cancel_of_an_order_that_was_never_sent_goes_nowhere(house: House) -> None:

@@ -12,7 +12,7 @@ import pytest
 from builders import a_fill, an_order
 
 from daemon.errors import ConfigError
-from daemon.outbox import Outbox, OutboxOrder
+from daemon.outbox import SCHEMA, SCHEMA_VERSION, Outbox, OutboxOrder
 
 
 @pytest.fixture
@@ -197,6 +197,37 @@ async def test_an_outbox_of_another_version_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="has version 7, this program writes version 1"):
         await outbox.open()
+    await outbox.close()
+
+
+async def test_a_cancel_is_due_until_its_order_is_final(tmp_path: Path) -> None:
+    outbox = await Outbox(tmp_path / "outbox.sqlite").open()
+    for tag in ("never_sent", "open", "over"):
+        await outbox.record_intent(an_order(client_order_id=tag), "1-0")
+        await outbox.note_cancel(tag)
+        await outbox.note_cancel(tag)
+    for tag in ("open", "over"):
+        await outbox.mark_sent(tag)
+    await outbox.add_reports([a_fill(an_order(client_order_id="over"))])
+    await outbox.close()
+
+    again = await Outbox(tmp_path / "outbox.sqlite").open()
+
+    assert await again.cancels_due() == ["open"]
+    await again.close()
+
+
+async def test_an_outbox_without_cancels_as_the_first_release_wrote_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "outbox.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
+    connection.close()
+
+    outbox = await Outbox(path).open()
+
+    assert await outbox.cancels_due() == []
     await outbox.close()
 
 
