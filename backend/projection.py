@@ -31,8 +31,10 @@ from backend.place import Place
 from backend.responses import (
     EXIT_WORDS,
     INACTIVE,
+    fetch_seconds,
     insights,
     iso_local,
+    next_fetch,
     number,
     timeframe_seconds,
 )
@@ -227,8 +229,7 @@ class Projection:
         session = self.session_of(user_id)
         if session is None:
             return dict(INACTIVE)
-        seconds = timeframe_seconds(session.timeframe)
-        bar_ns = seconds * _NS
+        seconds = fetch_seconds(session.timeframe)
         status: dict[str, Any] = {
             "status": session.status,
             "is_running": session.status == "running",
@@ -236,7 +237,7 @@ class Projection:
             "timeframe": session.timeframe,
             "option_strategy": session.option_strategy,
             "fetchIntervalSeconds": seconds,
-            "nextFetchTimestamp": iso_local((self.now_ns // bar_ns + 1) * bar_ns),
+            "nextFetchTimestamp": next_fetch(self.now_ns, seconds),
         }
         numbers = self.stats(session.instrument, session)
         numbers.pop("timestamp")

@@ -105,3 +105,17 @@ def timeframe_of(text: str) -> str:
 def timeframe_seconds(timeframe: str) -> int:
     """Return the length of a bar; a day has 24 hours."""
     return 86_400 if timeframe == "D" else timeframe_minutes(timeframe) * 60
+
+
+def fetch_seconds(timeframe: str) -> int:
+    """Return the length of a bar for a status; a minute where a session failed for naming none."""
+    try:
+        return timeframe_seconds(timeframe)
+    except ValueError:
+        return 60
+
+
+def next_fetch(now_ns: int, seconds: int) -> str:
+    """Return when the bar of an instant ends."""
+    bar_ns = seconds * 1_000_000_000
+    return iso_local((now_ns // bar_ns + 1) * bar_ns)

@@ -9,32 +9,42 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, Final, Protocol, get_args
 
-from fastapi import HTTPException
+from fastapi import HTTPException, WebSocketDisconnect
+from pydantic import ValidationError
 
 from actors.messages import RequestAnswer, TradingMode
 from backend.accounts import PastCandle
 from backend.auth import Identity
-from backend.backtest_jobs import Job
+from backend.backtest_jobs import Job, TooManyJobs
 from backend.build import Options, build_backend
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
-from backend.hub import SocketClient, ready
+from backend.hub import SocketClient, as_text, ready
 from backend.lines import SendingLine
 from backend.projection import started
-from backend.responses import INACTIVE, timeframe_of
+from backend.responses import INACTIVE, fetch_seconds, next_fetch, timeframe_of
 from backend.routes.backtest_routes import job_request
-from backend.routes.trading_routes import ManualTradeRequest, candle_of, trade_manually
+from backend.routes.trading_routes import (
+    ManualTradeRequest,
+    candle_of,
+    strategy_of,
+    trade_manually,
+)
 from daemon.brokers.fyers.login import LoginFields
 from daemon.brokers.fyers.rest import Endpoints
 from daemon.errors import TraderError
+from daemon.logs import get_logger
 from daemon.settings import load_settings
 
-_DAEMON_WAIT_S = 10.0
+_DAEMON_WAIT_S: Final = 10.0
+_FAREWELL_S: Final = 1.0
+_GOING: Final = 1001
+_NO_LIFE: Final = "the daemon gives no sign of life: start it, or look at its log"
 _MODES: Final[dict[str, TradingMode]] = {mode.casefold(): mode for mode in get_args(TradingMode)}
 
 
@@ -46,6 +56,8 @@ class Socket(Protocol):
     """What a service needs of a client's socket: Starlette's WebSocket has it."""
 
     async def send_text(self, data: str) -> None: ...
+
+    async def close(self, code: int = 1000) -> None: ...
 
 
 @cache
@@ -66,7 +78,10 @@ def shared_backend() -> Backend:
 
 
 class LiveTradingService:
-    """A user's live session. Run it in a task; it returns when the session has ended."""
+    """A user's live session. Run it in a task; it returns when the session has ended.
+
+    A start that fails is told to the user's sockets too, and its status is `failed` until `stop`.
+    """
 
     def __init__(
         self,
@@ -89,12 +104,19 @@ class LiveTradingService:
         self.trading_mode = trading_mode
         self._sockets: dict[Socket, tuple[SocketClient, asyncio.Task[None]]] = {}
         self._ended = asyncio.Event()
+        self._has_failed = False
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Start the session and stay until it is stopped; raises ServiceFailed if refused."""
         backend = self._backend
         async with backend.following():
-            await self._started()
+            try:
+                await self._started("Failed to start live trading")
+            except ServiceFailed as error:
+                self._has_failed = True
+                backend.hub.send(self.user_id, ready({"type": "error", "message": str(error)}))
+                raise
             while not self._ended.is_set():
                 view = backend.reader.view
                 if view is not None and view.session_of(self.user_id) is None:
@@ -105,14 +127,14 @@ class LiveTradingService:
                 except TimeoutError:
                     continue
 
-    async def _started(self) -> None:
+    async def _started(self, problem: str) -> None:
         backend = self._backend
-        problem = "Failed to start live trading"
         mode = _mode(self.trading_mode, problem)
         self._check_user(problem)
-        async with asyncio.timeout(_DAEMON_WAIT_S):
-            while (view := backend.reader.view) is None:  # noqa: ASYNC110  another process
-                await asyncio.sleep(0.05)
+        await self._until(lambda: backend.reader.view is not None, problem)
+        view = backend.reader.view
+        if view is None:
+            raise ServiceFailed(f"{problem}: {_NO_LIFE}")
         self._check_user(problem)  # again: only now is it known whether money is real
         instrument = backend.shelf.instrument(self.instrument, view.place)
         answer = await _answer(
@@ -122,14 +144,22 @@ class LiveTradingService:
                 instrument.symbol if instrument else self.instrument,
                 timeframe_of(self.timeframe),
                 mode,
-                self.option_strategy,
-            )
+                strategy_of(self.option_strategy),
+            ),
+            problem,
         )
         if not answer.accepted:
             raise ServiceFailed(f"{problem}: {answer.reason}")
-        async with asyncio.timeout(_DAEMON_WAIT_S):
-            while not self._is_registered():  # noqa: ASYNC110  another process
-                await asyncio.sleep(0.02)
+        await self._until(self._is_registered, problem)
+
+    async def _until(self, is_so: Callable[[], bool], problem: str) -> None:
+        """Wait for what another process does."""
+        try:
+            async with asyncio.timeout(_DAEMON_WAIT_S):
+                while not is_so():  # noqa: ASYNC110  another process
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise ServiceFailed(f"{problem}: {_NO_LIFE}") from error
 
     def _check_user(self, problem: str) -> None:
         if excluded := self._backend.exclusion(self.user_id):
@@ -141,18 +171,48 @@ class LiveTradingService:
 
     async def stop(self) -> None:
         """End the session; open positions keep their stops. Raises ServiceFailed if refused."""
+        problem = "Failed to stop live trading"
+        if self._has_failed and not self._is_registered():
+            self._has_failed = False
+            return
         view = self._backend.reader.view
         if view is None:
-            raise ServiceFailed("Failed to stop live trading: the daemon gives no sign of life")
-        answer = await _answer(self._backend.link.stop(view.place, self.user_id))
+            raise ServiceFailed(f"{problem}: {_NO_LIFE}")
+        answer = await _answer(self._backend.link.stop(view.place, self.user_id), problem)
         self._ended.set()
+        self._has_failed = False
         if not answer.accepted:
-            raise ServiceFailed(f"Failed to stop live trading: {answer.reason}")
+            raise ServiceFailed(f"{problem}: {answer.reason}")
 
     def get_status(self) -> dict[str, Any]:
         """Return the status as the live socket's second frame carries it."""
         view = self._backend.reader.view
+        if self._has_failed and not self._is_registered():
+            return self._failed_status()
         return view.status(self.user_id) if view else dict(INACTIVE)
+
+    def _failed_status(self) -> dict[str, Any]:
+        """Return the status of a session that the daemon never had."""
+        timeframe = timeframe_of(self.timeframe)
+        seconds = fetch_seconds(timeframe)
+        return {
+            "status": "failed",
+            "is_running": False,
+            "current_price": 0.0,
+            "instrument": self.instrument,
+            "timeframe": timeframe,
+            "option_strategy": strategy_of(self.option_strategy),
+            "trading_mode": _MODES.get(self.trading_mode.casefold(), "PAPER"),
+            "fetchIntervalSeconds": seconds,
+            "nextFetchTimestamp": next_fetch(self._backend.wall_ns(), seconds),
+            "current_pnl": 0.0,
+            "today_trades": 0,
+            "win_rate": 0.0,
+            "position": 0.0,
+            "available_capital": 0.0,
+            "open_positions": 0,
+            "closed_positions": 0,
+        }
 
     async def initiate_manual_trade(
         self,
@@ -166,18 +226,19 @@ class LiveTradingService:
         """Place a manual trade in the session; raises ServiceFailed with the contract's text."""
         problem = "Failed to initiate manual trade"
         self._check_user(problem)
-        body = ManualTradeRequest.model_validate(
-            {
-                "instrument": instrument,
-                "direction": direction,
-                "quantity": quantity,
-                "stopLoss": stop_loss,
-                "target": target,
-                "trading_mode": None
-                if trading_mode is None
-                else _mode(trading_mode, problem).casefold(),
-            }
-        )
+        fields = {
+            "instrument": instrument,
+            "direction": direction,
+            "quantity": quantity,
+            "stopLoss": stop_loss,
+            "target": target,
+            "trading_mode": None if trading_mode is None else _mode(trading_mode, problem).lower(),
+        }
+        try:
+            body = ManualTradeRequest.model_validate(fields)
+        except ValidationError as error:
+            wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in error.errors())
+            raise ServiceFailed(f"{problem}: {wrong}") from error
         try:
             mode = await trade_manually(self._backend, self.user_id, body, problem)
         except HTTPException as error:
@@ -185,17 +246,20 @@ class LiveTradingService:
         return {"status": "success", "trading_mode": mode}
 
     def add_websocket_client(self, websocket: Socket) -> None:
-        """Send an accepted socket what happens in the session; a fourth ends the oldest."""
+        """Send an accepted socket what happens in the session; a fourth ends the oldest.
+
+        One that does not take its frames is closed.
+        """
         line = SendingLine(websocket.send_text)
         sending = asyncio.create_task(line.run())
-        client = self._backend.client(self.user_id, line, sending.cancel)
+        client = self._backend.client(self.user_id, line, lambda: self._end(websocket))
         sending.add_done_callback(partial(_end_where_broken, client))
+        self._sockets[websocket] = (client, sending)
         view = self._backend.reader.view
         session = view.session_of(self.user_id) if view else None
         if session is not None and session.status == "running":
             client.offer(ready(started(session)))
         self._backend.hub.attach(client)
-        self._sockets[websocket] = (client, sending)
 
     def remove_websocket_client(self, websocket: Socket) -> None:
         """Send a socket nothing more; harmless when it was not added."""
@@ -204,6 +268,12 @@ class LiveTradingService:
             client, sending = found
             self._backend.hub.detach(client)
             sending.cancel()
+
+    def _end(self, websocket: Socket) -> None:
+        self.remove_websocket_client(websocket)
+        closing = asyncio.create_task(_close(websocket))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
 class BacktestService:
@@ -222,14 +292,20 @@ class BacktestService:
         self._backend = backend or shared_backend()
         self._request = (user_id, instrument, timeframe, duration, initial_capital)
         self._job: Job | None = None
+        self._refusal = ""
         self._pumps: dict[Socket, asyncio.Task[None]] = {}
         self._begun = asyncio.Event()
 
     async def run(self) -> dict[str, Any]:
         """Run to the end and return `results`; raises ServiceFailed with the reason."""
-        job = self._backend.jobs.start(job_request(self._backend, *self._request))
+        try:
+            job = self._backend.jobs.start(job_request(self._backend, *self._request))
+        except TooManyJobs as error:
+            self._refusal = f"Failed to start backtest: {error}"
+            raise ServiceFailed(self._refusal) from error
+        finally:
+            self._begun.set()
         self._job = job
-        self._begun.set()
         seen = 0
         while not job.is_over:
             await job.more_than(seen)
@@ -253,6 +329,8 @@ class BacktestService:
     async def _feed(self, websocket: Socket) -> None:
         await self._begun.wait()
         job = self._job
+        if self._refusal:
+            await websocket.send_text(as_text({"type": "error", "message": self._refusal}))
         sent = 0
         while job is not None and not (job.is_over and sent == len(job.frames)):
             await job.more_than(sent)
@@ -345,17 +423,28 @@ def _mode(word: str, problem: str) -> TradingMode:
     return mode
 
 
-async def _answer(asking: Any) -> RequestAnswer:
+async def _answer(asking: Any, problem: str) -> RequestAnswer:
     try:
         answer: RequestAnswer = await asking
     except NoAnswer as error:
-        raise ServiceFailed(str(error)) from error
+        raise ServiceFailed(f"{problem}: {error}") from error
     return answer
 
 
 def _end_where_broken(client: SocketClient, sending: asyncio.Task[None]) -> None:
     if not sending.cancelled() and (error := sending.exception()):
         client.end(f"its socket broke: {type(error).__name__}")
+
+
+async def _close(websocket: Socket) -> None:
+    """Close a socket, but wait for nobody who takes nothing."""
+    try:
+        async with asyncio.timeout(_FAREWELL_S):
+            await websocket.close(_GOING)
+    except TimeoutError:
+        get_logger(part="services").info("a socket did not take its close in time")
+    except (RuntimeError, WebSocketDisconnect, OSError):
+        return  # the client has gone first
 
 
 def _decoded(text: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ async def start(body: LiveTradingRequest, user: User, request: Request) -> dict[
             instrument.symbol if instrument else body.instrument,
             timeframe_of(body.timeframe),
             mode,
-            _strategy(body.option_strategy),
+            strategy_of(body.option_strategy),
         ),
         problem,
     )
@@ -292,7 +292,7 @@ def _fail(problem: str, error: Exception) -> NoReturn:
     raise HTTPException(500, f"{problem}: {error}") from error
 
 
-def _strategy(text: str | None) -> str | None:
+def strategy_of(text: str | None) -> str | None:
     """Return the strategy as it is known; one that is not falls back to ITM."""
     return None if text is None else _STRATEGIES.get(text.casefold(), "ITM")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_server import SECRET, KnownAccounts, Site, a_daemon
+from backend_server import SECRET, KnownAccounts, Site, a_daemon, check_frame
 from command_line import CONFIG, HEADER, a_sandbox, candle_rows
 
 from backend.build import Options, build_backend
 from backend.context import Backend
+from backend.hub import ready
 from backend.services import (
     BacktestService,
     FyersClient,
@@ -28,6 +29,12 @@ class HeardSocket:
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
+        self.close_code = 0
+        self.is_closed = asyncio.Event()
+
+    async def close(self, code: int = 1000) -> None:
+        self.close_code = code
+        self.is_closed.set()
 
     async def send_text(self, data: str) -> None:
         self.frames.append(json.loads(data))
@@ -39,6 +46,13 @@ class HeardSocket:
                     if frame["type"] == kind:
                         return frame
                 await asyncio.sleep(0.02)
+
+
+class StuckSocket(HeardSocket):
+    """A socket whose client takes nothing."""
+
+    async def send_text(self, data: str) -> None:
+        await asyncio.Event().wait()
 
 
 def a_backend(state: Path, **more: str) -> Backend:
@@ -54,7 +68,7 @@ def a_backend(state: Path, **more: str) -> Backend:
 async def test_a_live_service_starts_shows_and_stops_a_session(tiny_models: Path) -> None:
     with a_sandbox() as sandbox, a_daemon(sandbox, tiny_models) as state:
         backend = a_backend(state)
-        service = LiveTradingService("FA1", "token", "app", "Nifty", "1", backend=backend)
+        service = LiveTradingService("FA1", "token", "app", "Nifty", "1", "atm", backend=backend)
         running = asyncio.create_task(service.run())
         socket = HeardSocket()
         service.add_websocket_client(socket)
@@ -72,7 +86,7 @@ async def test_a_live_service_starts_shows_and_stops_a_session(tiny_models: Path
 
     assert traded == {"status": "success", "trading_mode": "PAPER"}
     assert opened["data"]["tradeType"] == "Manual"
-    assert status["is_running"] is True
+    assert (status["is_running"], status["option_strategy"]) == (True, "ATM")
 
 
 async def test_a_live_service_without_a_daemon_says_so(tmp_path: Path) -> None:
@@ -83,6 +97,42 @@ async def test_a_live_service_without_a_daemon_says_so(tmp_path: Path) -> None:
         await service.stop()
     with pytest.raises(ServiceFailed, match="400: Live trading session not active"):
         await service.initiate_manual_trade("Nifty", "buy", 1)
+
+
+async def test_a_start_that_fails_is_told_to_the_sockets_and_stays_failed_until_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.services._DAEMON_WAIT_S", 0.1)
+    service = LiveTradingService("FA1", backend=a_backend(tmp_path))
+    socket = HeardSocket()
+    service.add_websocket_client(socket)
+
+    with pytest.raises(ServiceFailed, match=r"Failed to start live trading: .* no sign of life"):
+        await service.run()
+    error, failed = await socket.until("error"), service.get_status()
+    await service.stop()
+    service.remove_websocket_client(socket)
+
+    assert error["message"].startswith("Failed to start live trading: the daemon gives no sign")
+    check_frame("/ws/live/{user_id}", error)
+    check_frame("/ws/live/{user_id}", {"type": "status", "data": failed})
+    assert failed["status"] == "failed"
+    assert service.get_status()["is_active"] is False
+
+
+async def test_a_socket_that_takes_nothing_is_closed_and_forgotten(tmp_path: Path) -> None:
+    backend = a_backend(tmp_path, HRM_TRADER__BACKEND__WAITING_MESSAGES="16")
+    service = LiveTradingService("FA1", backend=backend)
+    socket = StuckSocket()
+    service.add_websocket_client(socket)
+
+    for number in range(30):
+        backend.hub.send("FA1", ready({"number": number}))
+    async with asyncio.timeout(60):
+        await socket.is_closed.wait()
+
+    assert socket.close_code == 1001
+    assert len(backend.hub) == 0
 
 
 @pytest.mark.parametrize("word", ["real", "REAL", "Real"])
@@ -133,6 +183,22 @@ async def test_a_back_test_service_returns_the_results_and_feeds_sockets(tmp_pat
 
     assert results["initial_capital"] == 50_000.0
     assert socket.frames[0]["type"] == "started"
+
+
+async def test_a_back_test_that_finds_no_place_is_told_to_who_asked_and_to_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = a_backend(tmp_path)
+    monkeypatch.setattr(backend.jobs, "_most", 0)
+    service = BacktestService("FA1", "Nifty", "1", 1, backend=backend)
+    socket = HeardSocket()
+    service.add_websocket_client(socket)
+
+    with pytest.raises(ServiceFailed, match="Failed to start backtest: 0 back-tests are under way"):
+        await service.run()
+    error = await socket.until("error")
+
+    assert error["message"].startswith("Failed to start backtest: ")
 
 
 async def test_the_client_and_the_loader_ask_the_broker(tmp_path: Path) -> None:

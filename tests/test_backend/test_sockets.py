@@ -92,14 +92,23 @@ def has_session(site: Site) -> bool:
     return view is not None and view.session_of(USER.user_id) is not None
 
 
-def test_a_session_that_cannot_run_is_told_as_an_error_and_stays_failed(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"instrument": "Sensex"}, "Sensex is not traded"),
+        ({"timeframe": "nonsense"}, "Nifty is traded by the daemon on bars of '1', not 'nonsense'"),
+    ],
+)
+def test_a_session_that_cannot_run_is_told_as_an_error_and_stays_failed(
+    site: Site, fields: dict[str, Any], text: str
+) -> None:
     with site.socket(LIVE) as socket:
         next_frame(socket), next_frame(socket)
-        answer = start_session(site, instrument="Sensex")
+        answer = start_session(site, **fields)
         error = frames_until(socket, "error")[-1]
 
     assert answer.status_code == 200
-    assert error["message"].startswith("Failed to start live trading: Sensex is not traded")
+    assert error["message"].startswith(f"Failed to start live trading: {text}")
     with site.socket(LIVE) as socket:
         next_frame(socket)
         assert next_frame(socket)["data"]["status"] == "failed"
