@@ -1,4 +1,4 @@
-"""The backend served for tests, beside a real daemon on real candles where one is needed."""
+"""The backend served for tests, beside a real daemon on made-up candles where one is needed."""
 
 import json
 import socket

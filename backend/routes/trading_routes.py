@@ -26,6 +26,7 @@ router = APIRouter(prefix="/api")
 
 Mode = Literal["paper", "real"]
 _MODES: dict[Mode, TradingMode] = {"paper": "PAPER", "real": "REAL"}
+_MOST_LOTS = 1_000_000  # far beyond any account; what is larger would not fit into a message
 _STRATEGIES = {name.casefold(): name for name in ("ITM", "ATM", "OTM", "None")}
 
 
@@ -43,7 +44,7 @@ class ManualTradeRequest(BaseModel):
 
     instrument: str
     direction: str
-    quantity: int
+    quantity: Annotated[int, Field(ge=-_MOST_LOTS, le=_MOST_LOTS)]
     stop_loss: Annotated[float | None, Field(alias="stopLoss", allow_inf_nan=False)] = None
     target: Annotated[float | None, Field(allow_inf_nan=False)] = None
     trading_mode: Mode | None = None
