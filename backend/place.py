@@ -58,6 +58,23 @@ class Place:
         """Bar length by instrument."""
         return {market.instrument: market.timeframe for market in self.plan.markets}
 
+    def next_close_ns(self, name: str, timeframe: str, now_ns: int) -> int:
+        """Return when the bar closes that is open, or else the next to open, as the feed closes it.
+
+        `now_ns` itself where that is not known: no such instrument, or beyond the calendar.
+        """
+        instrument = self.instrument(name)
+        if instrument is None:
+            return now_ns
+        market = instrument.session
+        try:
+            return self.calendar.bar_close_ns(market, timeframe, now_ns)
+        except ValueError:  # the market is closed
+            opens_ns = self.calendar.next_open_ns(market, now_ns)
+        if opens_ns is None:
+            return now_ns
+        return self.calendar.bar_close_ns(market, timeframe, opens_ns)
+
     def instrument(self, name: str) -> Instrument | None:
         """Return the traded instrument of any spelling, or None."""
         try:

@@ -34,7 +34,6 @@ from backend.responses import (
     fetch_seconds,
     insights,
     iso_local,
-    next_fetch,
     number,
     timeframe_seconds,
 )
@@ -67,6 +66,7 @@ REMEMBERED = (
 
 _NOT_CLOSED = "Failed to close position for "
 _NS = 1_000_000_000
+_DEFAULT_TIMEFRAME = "5"
 
 
 class Frame(NamedTuple):
@@ -169,6 +169,7 @@ class Projection:
             case TimeEvent(now_ns=now_ns):
                 self.now_ns = max(self.now_ns, now_ns)
             case Decision():
+                self.now_ns = max(self.now_ns, message.time_ns)
                 self.decisions[message.instrument] = message
                 yield Frame(
                     {"type": "stats_update"} | self.stats(message.instrument), message.instrument
@@ -230,6 +231,8 @@ class Projection:
         if session is None:
             return dict(INACTIVE)
         seconds = fetch_seconds(session.timeframe)
+        now_ns = self.now_ns or self.place.plan.created_ns
+        next_ns = self.place.next_close_ns(session.instrument, self._timeframe_of(session), now_ns)
         status: dict[str, Any] = {
             "status": session.status,
             "is_running": session.status == "running",
@@ -237,7 +240,7 @@ class Projection:
             "timeframe": session.timeframe,
             "option_strategy": session.option_strategy,
             "fetchIntervalSeconds": seconds,
-            "nextFetchTimestamp": next_fetch(self.now_ns, seconds),
+            "nextFetchTimestamp": iso_local(next_ns),
         }
         numbers = self.stats(session.instrument, session)
         numbers.pop("timestamp")
@@ -248,6 +251,12 @@ class Projection:
             trips = position.round_trips if position else 0
             status["closed_positions"] = trips - session.round_trips_before
         return status
+
+    def _timeframe_of(self, session: TradingSession) -> str:
+        """Return the session's bar length; one that failed for want of it has the daemon's."""
+        if session.status == "running":
+            return session.timeframe
+        return self.place.timeframes.get(session.instrument, _DEFAULT_TIMEFRAME)
 
     def stats(self, instrument: str, session: TradingSession | None = None) -> dict[str, Any]:
         """Return the numbers of a stats_update; counted from the session's start where given."""
@@ -389,7 +398,7 @@ class Projection:
     def _candle_with(self, tick: Tick) -> _Candle:
         """Return the bar the tick belongs to, with the tick in it."""
         name, price = tick.instrument, tick.last_price
-        timeframe = self.place.timeframes.get(name, "5")
+        timeframe = self.place.timeframes.get(name, _DEFAULT_TIMEFRAME)
         market = self.place.catalogue[name].session
         candle = self._candles.get(name)
         if self.place.calendar.phase(market, tick.event_ns) == "closed":
@@ -490,6 +499,7 @@ class Projection:
         )
 
     def _take_session(self, session: TradingSession) -> Iterator[Frame]:
+        self.now_ns = max(self.now_ns, session.changed_ns)
         self.sessions[session.user_id] = session
         user_id = session.user_id
         if session.status == "running":

@@ -116,6 +116,6 @@ def fetch_seconds(timeframe: str) -> int:
 
 
 def next_fetch(now_ns: int, seconds: int) -> str:
-    """Return when the bar of an instant ends."""
+    """Return when the bar of an instant ends where no calendar is known: counted from 1970."""
     bar_ns = seconds * 1_000_000_000
     return iso_local((now_ns // bar_ns + 1) * bar_ns)

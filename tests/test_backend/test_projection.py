@@ -11,6 +11,7 @@ import pytest
 from backend_server import added_messages, check_frame, check_schema, socket_facts
 from builders import (
     OPEN_NS,
+    SECOND_NS,
     a_decision,
     a_fill,
     a_heartbeat,
@@ -28,7 +29,7 @@ from backend.files import ResultFiles, metrics_on, results_folder
 from backend.hrm_metrics import WINDOW, hrm_metrics
 from backend.place import Place
 from backend.projection import Frame, Projection, without_replaced
-from backend.responses import INACTIVE
+from backend.responses import INACTIVE, iso_local
 from daemon.bus import Entry, id_key
 from daemon.thinking_metrics import Thoughts
 
@@ -287,3 +288,63 @@ def test_an_entry_that_fills_in_parts_is_one_trade_of_all_of_them(
     (trade,) = projection.trades
     assert (trade.quantity, trade.entry_price, trade.exit_price) == (3, 22004.0, 22010.0)
     assert trade.pnl == 1265.0
+
+
+def a_session(**changes: Any) -> TradingSession:
+    fields: dict[str, Any] = {
+        "user_id": "FA1",
+        "status": "running",
+        "instrument": "Nifty",
+        "timeframe": "5",
+        "trading_mode": "PAPER",
+        "changed_ns": OPEN_NS,
+    }
+    return TradingSession(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("timeframe", "minutes", "closes"),
+    [
+        ("5", 2, "2024-03-18T09:20"),
+        ("30", 5, "2024-03-18T09:45"),
+        ("60", 65, "2024-03-18T11:15"),
+        ("120", 5, "2024-03-18T11:15"),
+        ("240", 285, "2024-03-18T15:30"),  # cut at the close
+        ("D", 45, "2024-03-19T00:00"),
+        ("30", 405, "2024-03-19T09:45"),  # after the close: of the next day's first bar
+    ],
+)
+def test_the_next_fetch_is_when_the_feed_closes_its_bar(
+    recorded: RecordedSession, timeframe: str, minutes: int, closes: str
+) -> None:
+    projection = a_projection(recorded)
+
+    now_ns = OPEN_NS + minutes * 60 * SECOND_NS
+    list(projection.fold(a_session(timeframe=timeframe, changed_ns=now_ns)))
+
+    assert projection.status("FA1")["nextFetchTimestamp"] == f"{closes}:00.000000"
+
+
+def test_before_any_time_is_known_the_next_fetch_comes_after_the_plan(
+    recorded: RecordedSession,
+) -> None:
+    projection = a_projection(recorded)
+    list(projection.fold(a_session(changed_ns=0)))
+
+    told = projection.status("FA1")["nextFetchTimestamp"]
+
+    assert told >= iso_local(projection.place.plan.created_ns)
+
+
+@pytest.mark.parametrize("wrong", [{"timeframe": "soon"}, {"instrument": "Unknown"}])
+def test_a_session_that_failed_for_what_it_asked_has_a_status(
+    recorded: RecordedSession, wrong: dict[str, str]
+) -> None:
+    projection = a_projection(recorded)
+    list(projection.fold(a_session(status="failed", **wrong)))
+
+    status = projection.status("FA1")
+
+    document = socket_facts()
+    check_schema(document["$defs"]["status_active"], status, document)
+    assert status["status"] == "failed"
