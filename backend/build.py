@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from fastapi import FastAPI
 
@@ -24,6 +25,11 @@ from daemon.brokers.fyers.rest import Endpoints, simulated
 from daemon.errors import ConfigError
 from daemon.logs import get_logger
 from daemon.settings import Settings, find_config_dir, load_instruments, load_settings
+
+_UNSIGNED: Final = (
+    "JWT_SECRET is not set, and the daemon trades real money: set it to the output of "
+    "`openssl rand -hex 32`"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,12 @@ def build_backend(
     files = ResultFiles(folder / "demo" if options.demo else folder, time.time_ns)
     keeper = TradeKeeper(files.add_trades)
     limits = settings.backend
-    link = DaemonLink(time.time_ns, limits.answer_seconds)
+    has_secret = settings.secrets.jwt_secret is not None
+    link = DaemonLink(
+        time.time_ns,
+        limits.answer_seconds,
+        not_for_real="" if has_secret else f"{_UNSIGNED}, and start the backend anew",
+    )
     hub = Hub(limits.sockets_per_user)
     reader = BusReader(
         lambda: find_place(settings, demo=options.demo),
@@ -112,16 +123,13 @@ def _secret(settings: Settings, options: Options, new_secret: Callable[[], str])
     """Return what cookies are signed with; there is no built-in value.
 
     On paper one is drawn at each start, which ends all log-ins. Where real money can be reached it
-    must be given.
+    must be given; a daemon that comes to trade it later is asked for nothing (see DaemonLink).
     """
     given = settings.secrets.jwt_secret
     if given is not None:
         return given.get_secret_value()
     if _is_real(settings, options):
-        raise ConfigError(
-            "JWT_SECRET is not set, and the daemon trades real money: set it to the output of "
-            "`openssl rand -hex 32`"
-        )
+        raise ConfigError(_UNSIGNED)
     get_logger(part="build").warning("JWT_SECRET is not set: log-ins end with this process")
     return new_secret()
 

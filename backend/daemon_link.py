@@ -6,6 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from actors.desk import REFUSED
 from actors.messages import (
     KillSwitch,
     ManualTrade,
@@ -31,9 +32,13 @@ class NoAnswer(Exception):
 class DaemonLink:
     """Publish requests and wait for their answers, which the reader hands in."""
 
-    def __init__(self, wall_ns: Callable[[], int], answer_within_s: float) -> None:
+    def __init__(
+        self, wall_ns: Callable[[], int], answer_within_s: float, *, not_for_real: str = ""
+    ) -> None:
+        """`not_for_real`: why no session or trade of real money is asked for; "": it may be."""
         self._wall_ns = wall_ns
         self._answer_within_s = answer_within_s
+        self._not_for_real = not_for_real
         self._waiting: dict[str, asyncio.Future[RequestAnswer]] = {}
 
     def take(self, answer: RequestAnswer) -> None:
@@ -101,6 +106,15 @@ class DaemonLink:
         )
 
     async def _ask(self, place: Place, request: Request) -> RequestAnswer:
+        if place.mode == "REAL" and self._not_for_real and not isinstance(request, StopSession):
+            return RequestAnswer(
+                request_id=request.id,
+                user_id=request.user_id,
+                accepted=False,
+                reason=self._not_for_real,
+                answered_ns=self._wall_ns(),
+                problem=REFUSED,
+            )
         answered: asyncio.Future[RequestAnswer] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = answered
         bus = RedisBus(place.url, place.plan.prefix)

@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from websockets.exceptions import InvalidStatus
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
 from backend.build import Options, build_backend
 from backend.context import Backend
+from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
 from backend.place import find_place
 from daemon.brokers.fyers.login import LoginFields
@@ -209,6 +211,29 @@ def test_real_money_needs_a_secret_from_outside(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
         build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
+
+
+async def test_a_daemon_that_turns_to_real_money_is_asked_for_none_without_a_secret(
+    tmp_path: Path,
+) -> None:
+    settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
+    accounts = FyersAccounts(Endpoints())
+    drawn = build_backend(settings, Options(config=CONFIG), {}, accounts, lambda: SECRET)
+    begin_real_session(tmp_path)
+    place = find_place(settings, demo=False)
+    assert place is not None
+    price = Decimal(22000)
+
+    started = await drawn.link.start(place, USER.user_id, "Nifty", "5", "REAL", None)
+    traded = await drawn.link.trade(
+        place, USER.user_id, "Nifty", "buy", 1, price, "REAL", None, None
+    )
+
+    for answer in (started, traded):
+        assert not answer.accepted
+        assert "JWT_SECRET is not set" in answer.reason
+    with pytest.raises(NoAnswer):  # it was asked for, and no server runs here
+        await drawn.link.stop(place, USER.user_id)
 
 
 def test_real_money_needs_the_names_of_who_may_log_in(tmp_path: Path) -> None:
