@@ -1,10 +1,14 @@
-"""Which files of candles a benchmark is to run over."""
+"""Which files of candles a benchmark is to run over, and which of their bars."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from daemon.continuity import auction_bars, without
+from daemon.data_command import instrument_of
 from daemon.errors import DataError
+from daemon.history import CandleTable, load_candles
+from daemon.settings import load_instruments, load_sessions
 
 _SUFFIXES: Final = (".csv", ".parquet")
 
@@ -20,3 +24,11 @@ def candle_files(given: Sequence[Path]) -> list[Path]:
     if not paths:
         raise DataError(f"{', '.join(map(str, given))}: no .csv or .parquet file there")
     return paths
+
+
+def continuous_candles(path: Path) -> tuple[CandleTable, int]:
+    """Load a file less the bars of auctions, which no model reads, and say how many those were."""
+    table = load_candles(path)
+    instrument = instrument_of(table.symbol, load_instruments(None, demo=True).catalogue)
+    auction = auction_bars(table, load_sessions(None), instrument)
+    return without(table, auction), int(auction.sum())

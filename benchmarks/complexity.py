@@ -32,11 +32,11 @@ from actors.forecast import WINDOW_MINUTES, Forecaster, window_bars
 from actors.forecast_score import ForecastScore
 from actors.messages import Bar, MarketContext
 from actors.policies import ComplexitySettings, ForecastCoefficients
-from benchmarks.candles import candle_files
+from benchmarks.candles import candle_files, continuous_candles
 from benchmarks.machine import machine_facts, percentile
 from daemon.brokers.fyers.past_candles import MOST_DAYS
 from daemon.errors import DataError
-from daemon.history import CandleTable, load_candles
+from daemon.history import CandleTable
 from daemon.settings import load_settings
 
 REQUIRED: Final = 0.80
@@ -49,7 +49,7 @@ def measure(path: Path, settings: ComplexitySettings, warm_up_bars: int) -> dict
 
     warm_up_bars: what a forecaster that is restarted each day begins with.
     """
-    table = load_candles(path)
+    table, left_out = continuous_candles(path)
     coefficients = settings.coefficients.forecasts.get(table.timeframe)
     if coefficients is None:
         known = ", ".join(sorted(settings.coefficients.forecasts)) or "none"
@@ -85,6 +85,7 @@ def measure(path: Path, settings: ComplexitySettings, warm_up_bars: int) -> dict
         "window_minutes": WINDOW_MINUTES,
         "window_bars": window,
         "bars": len(table),
+        "auction_bars_left_out": left_out,
         "fitted_on": [coefficients.fitted_from, coefficients.fitted_until],
         "required": REQUIRED,
         **score.summary(),

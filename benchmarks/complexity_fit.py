@@ -31,11 +31,10 @@ from actors.forecast_score import ForecastScore
 from actors.messages import Bar, ForecastCheck
 from actors.policies import ForecastCoefficients
 from actors.regimes import STRAIGHT_BARS, straightness
-from benchmarks.candles import candle_files
+from benchmarks.candles import candle_files, continuous_candles
 from benchmarks.complexity import bars_of, utc_day
 from benchmarks.machine import machine_facts
 from daemon.errors import DataError
-from daemon.history import load_candles
 
 _SEEDS: Final = (1, 2, 3, 4, 5)  # starts of the regimes' fit, which can end in a poor corner
 _BLOCKS: Final = 4
@@ -87,7 +86,12 @@ class Samples:
 
 def read_series(paths: Sequence[Path], until: date, merge_to: Sequence[int]) -> list[Series]:
     """Read files up to a day, and merge to each coarser timeframe asked for, once by instrument."""
-    tables = [load_candles(path) for path in paths]
+    tables = []
+    for path in paths:
+        table, left_out = continuous_candles(path)
+        if left_out:
+            print(f"{path.name}: {left_out} bars of auctions are left out", file=sys.stderr)
+        tables.append(table)
     series = [
         Series(
             table.symbol,

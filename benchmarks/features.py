@@ -21,13 +21,13 @@ import talib
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.candles import candle_files
+from benchmarks.candles import candle_files, continuous_candles
 from benchmarks.machine import ROOT, machine_facts, summary
 from daemon.demo_data import demo_candles
 from daemon.errors import DataError
 from daemon.feature_frame import FRAME_COLUMNS, PERIOD, WARMUP_ROWS, exact_frame
 from daemon.frame_stream import FrameStream
-from daemon.history import CandleTable, load_candles
+from daemon.history import CandleTable
 from daemon.lookahead import check_lookahead, every_column, training_candles
 from daemon.settings import load_settings
 from hrm.features import FEATURE_NAMES, WARMUP_BARS, FeatureStream, feature_rows
@@ -198,7 +198,11 @@ def _library(table: CandleTable) -> dict[str, FloatArray]:
 
 def measure_all(paths: Sequence[Path], lookahead_bars: int) -> dict[str, Any]:
     """Measure each file; the result of one alone, or of all with the worst of each figure."""
-    results = [{"file": path.name} | measure(load_candles(path), lookahead_bars) for path in paths]
+    results: list[dict[str, Any]] = []
+    for path in paths:
+        table, left_out = continuous_candles(path)
+        read = {"file": path.name, "auction_bars_left_out": left_out}
+        results.append(read | measure(table, lookahead_bars))
     facts = {"machine": machine_facts()}
     if len(results) == 1:
         return facts | results[0]

@@ -11,10 +11,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from actors.instruments import Instrument
 from actors.session import SessionCalendar, SessionDay
 from daemon.candle_files import utc_text
 from daemon.candle_quality import EXAMPLES_PER_RULE, IMPOSSIBLE, MINUTES_PER_DAY, Finding, IntArray
 from daemon.candle_schema import candle_frame
+from daemon.continuity import auction_bars
 from daemon.history import CandleTable
 
 STALE_BARS: Final = 3  # bars in a row that repeat the one before in all four prices
@@ -94,6 +96,7 @@ class DataReport:
     outside_session: int  # bars where the calendar has none
     off_grid: int  # bars of a session that do not open a whole number of bars after it
     uncovered_bars: int  # on days whose hours nobody knows
+    auction_bars: int  # of a session, but not wholly in continuous trading: no model reads them
     zero_volume_bars: int
     has_volume: bool
     stale_runs: Runs
@@ -102,9 +105,16 @@ class DataReport:
 
 
 def check_table(
-    table: CandleTable, file: str, calendar: SessionCalendar, market: str | None
+    table: CandleTable,
+    file: str,
+    calendar: SessionCalendar,
+    market: str | None,
+    instrument: Instrument | None = None,
 ) -> DataReport:
-    """Report on candles that are loaded; market None: without a calendar."""
+    """Report on candles that are loaded; market None: without a calendar.
+
+    instrument: whose auctions there may be; None: none is known.
+    """
     candle_frame(table)
     quality = table.quality
     against = _Calendared(table, calendar, market) if market is not None else None
@@ -130,6 +140,7 @@ def check_table(
         outside_session=0 if against is None else against.outside,
         off_grid=0 if against is None else against.off_grid,
         uncovered_bars=0 if against is None else against.uncovered,
+        auction_bars=int(auction_bars(table, calendar, instrument).sum()),
         zero_volume_bars=int((table.volume == 0).sum()),
         has_volume=bool((table.volume > 0).any()),
         stale_runs=_stale_runs(table),

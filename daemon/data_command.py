@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from actors.instruments import InstrumentCatalogue, UnknownInstrument
+from actors.instruments import Instrument, InstrumentCatalogue, UnknownInstrument
+from daemon.continuity import auction_bars, without
 from daemon.demo_data import demo_candles
 from daemon.errors import ConfigError, DataError
 from daemon.history import load_candles
@@ -45,9 +46,9 @@ def check(
     catalogue = load_instruments(config, demo=True).catalogue
     try:
         table = load_any(file)
-        answer = as_answer(
-            check_table(table, str(file), calendar, market or market_of(table.symbol, catalogue))
-        )
+        instrument = instrument_of(table.symbol, catalogue)
+        where = market or (instrument.session if instrument is not None else None)
+        answer = as_answer(check_table(table, str(file), calendar, where, instrument))
     except DataError as error:
         _print({"usable": False, "problem": str(error), "file": str(file)}, as_json)
         raise typer.Exit(1) from error
@@ -73,12 +74,17 @@ def lookahead(
 
     path = file or demo_candles().path
     table = load_candles(path)
+    instrument = instrument_of(table.symbol, load_instruments(None, demo=True).catalogue)
+    auction = auction_bars(table, load_sessions(None), instrument)
+    table = without(table, auction)
     first_ns = int(table.open_ns[max(0, len(table) - bars)])
     newest = table.between(first_ns, int(table.open_ns[-1]) + 1)
     compute = every_column(load_settings(demo=True).complexity)
     report = check_lookahead(training_candles(newest), compute)
     violations = report.lookahead_violations + report.warmup_violations
-    _print({"file": str(path), "violations": violations} | msgspec.to_builtins(report), as_json)
+    left_out = {"auction_bars_left_out": int(auction.sum())}
+    answer = {"file": str(path), "violations": violations} | left_out
+    _print(answer | msgspec.to_builtins(report), as_json)
     if violations:
         raise typer.Exit(1)
 
@@ -98,10 +104,10 @@ def features(
     _print({"file": str(path), "bars": len(table), "sha256_of_candles": table.sha256}, as_json)
 
 
-def market_of(symbol: str, catalogue: InstrumentCatalogue) -> str | None:
-    """Return the market of an instrument; None if there is no such."""
+def instrument_of(symbol: str, catalogue: InstrumentCatalogue) -> Instrument | None:
+    """Return the instrument of a symbol; None if there is no such."""
     try:
-        return catalogue[symbol].session
+        return catalogue[symbol]
     except UnknownInstrument:
         return None
 

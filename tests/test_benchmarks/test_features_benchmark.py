@@ -75,10 +75,11 @@ def test_several_files_are_summed_up_by_the_worst_of_them(
 ) -> None:
     worse = result | {"max_abs_diff": 0.5, "lookahead_violations": 2, "passed": False}
     found = iter([result, worse])
-    monkeypatch.setattr(features, "load_candles", lambda path: path)
+    monkeypatch.setattr(features, "continuous_candles", lambda path: (path, 3))
     monkeypatch.setattr(features, "measure", lambda table, bars: next(found))
 
     both = measure_all([tmp_path / "a_5.csv", tmp_path / "b_5.csv"], 500)
 
     assert (both["max_abs_diff"], both["lookahead_violations"], both["passed"]) == (0.5, 2, False)
     assert [one["file"] for one in both["files"]] == ["a_5.csv", "b_5.csv"]
+    assert [one["auction_bars_left_out"] for one in both["files"]] == [3, 3]

@@ -303,6 +303,45 @@ def test_a_share_is_held_against_the_hours_of_shares(tmp_path: Path) -> None:
     assert answer["gaps"]["missing_bars"] == 0
 
 
+def index_days(folder: Path, days: list[date]) -> Path:
+    """Write Nifty from 09:15 to 15:40: its values go on in the auction."""
+    lines = [",datetime,open,high,low,close,volume"]
+    for day in days:
+        opened = int(datetime(day.year, day.month, day.day, 3, 45, tzinfo=UTC).timestamp())
+        for bar in range(77):
+            price = 22_000 + (len(lines) * len(lines)) % 97
+            row = f"{opened + bar * 300},{price},{price + 5},{price - 5},{price + 1},0"
+            lines.append(f"{len(lines) - 1},{row}")
+    path = folder / "Nifty_5.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_bars_of_the_closing_auction_are_counted_from_its_first_day_on(tmp_path: Path) -> None:
+    before = run("check", str(index_days(tmp_path, [date(2026, 7, 30), date(2026, 7, 31)])))[1]
+    since = run("check", str(index_days(tmp_path, [date(2026, 7, 31), date(2026, 8, 3)])))[1]
+
+    assert (before["auction_bars"], before["outside_session"]) == (0, 2 * 2)
+    assert (since["auction_bars"], since["outside_session"]) == (5, 2)  # 15:15 to 15:40
+
+
+def test_an_instrument_without_auctions_has_no_bars_of_them(
+    tmp_path: Path, calendar: SessionCalendar
+) -> None:
+    table = load_candles(index_days(tmp_path, [date(2026, 8, 3), date(2026, 8, 4)]))
+
+    assert check_table(table, "made", calendar, "NSE", None).auction_bars == 0
+
+
+def test_look_ahead_leaves_them_out_and_says_how_many(tmp_path: Path) -> None:
+    path = index_days(tmp_path, [date(2026, 8, day) for day in (3, 4, 5, 6, 7, 10)])
+
+    status, answer = run("lookahead", "--data", str(path))
+
+    assert (status, answer["violations"]) == (0, 0)
+    assert (answer["bars"], answer["auction_bars_left_out"]) == (6 * 72, 6 * 5)
+
+
 def test_an_unknown_instrument_is_checked_without_a_calendar_unless_a_market_is_named(
     tmp_path: Path,
 ) -> None:
