@@ -503,10 +503,16 @@ class PlaceOrder(Message, frozen=True, kw_only=True):
     reason: str
     placed_ns: int
     limit_price: Decimal | None = None
+    underlying: str = ""  # of an option bought for a view of it
 
     @property
     def time_ns(self) -> int:
         return self.placed_ns
+
+    @property
+    def subject(self) -> str:
+        """What the order is a view of: the underlying of an option, else what is ordered."""
+        return self.underlying or self.instrument
 
 
 class CancelOrder(Message, frozen=True, kw_only=True):

@@ -129,6 +129,7 @@ class OrderBook:
             reason=reason,
             placed_ns=self.now_ns,
             limit_price=limit_price,
+            underlying=instrument.underlying,
         )
         order = Order(placed, intent, state_ns=self.now_ns, limit=limit, limit_ns=self.now_ns)
         self._remember(order)

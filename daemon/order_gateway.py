@@ -35,7 +35,7 @@ from daemon.lost_tail import find_lost_tail
 from daemon.outbox import Outbox, OutboxOrder
 from daemon.reconciler import Reconciler, is_outside
 from daemon.reconciliation import Reconciliation
-from daemon.reject_circuit import RejectCircuit
+from daemon.reject_watch import RejectWatch
 
 _SECOND_NS = 1_000_000_000
 _RETRY_LONGEST_S = 2.0
@@ -114,7 +114,7 @@ class OrderGateway:
         self._look_again = asyncio.Event()
         self._looked = asyncio.Event()
         self._announce = announce
-        self._circuit = RejectCircuit()
+        self._rejects = RejectWatch(outbox, clock_ns, self._tell_opened)
         self._canceller = Canceller(
             broker,
             outbox,
@@ -155,17 +155,17 @@ class OrderGateway:
 
     def order_counts(self) -> OrderCounts:
         """Return what was counted since the start, and what is open at this moment."""
-        rejects, outcome = self._circuit.rejects, self.reconciliation
+        rejects, outcome = self._rejects.counts, self.reconciliation
         now_ns = self._clock_ns()
         ages_ns = [now_ns - order.placed_ns for order in self._unknown.values()]
         return OrderCounts(
             unknown=len(ages_ns),
             unknown_s=round(max([0, *ages_ns]) / _SECOND_NS, 3),
-            rejected_permanent=rejects["permanent"],
-            rejected_retryable=rejects["retryable"],
-            rejected_auth=rejects["auth"],
-            rejected_rate=rejects["rate"],
-            circuits_opened=self._circuit.openings,
+            rejected_permanent=rejects.get("permanent", 0),
+            rejected_retryable=rejects.get("retryable", 0),
+            rejected_auth=rejects.get("auth", 0),
+            rejected_rate=rejects.get("rate", 0),
+            circuits_opened=self._rejects.openings,
             differences=len(outcome.differences) if outcome else 0,
         )
 
@@ -310,11 +310,7 @@ class OrderGateway:
             self._log.warning("order rejected", order_id=tag, reason=str(error))
             said = self._own_report(order, "rejected", str(error), error.kind)
             await self._keep([said], answers=tag)
-            opened = self._circuit.rejected(
-                order.instrument, error.kind, str(error), self._clock_ns()
-            )
-            if opened is not None:
-                await self._alert("critical", opened, CIRCUIT_RUNBOOK, order.instrument)
+            await self._rejects.refused(order, error.kind, str(error))
         except (BrokerUnavailable, TimeoutError) as error:
             reason = str(error) or f"no answer in {self._timeout_s:g} s"
             self._log.warning("order outcome unknown", order_id=tag, reason=reason)
@@ -329,7 +325,6 @@ class OrderGateway:
             self._inquire(tasks, OutboxOrder(order, entry_id, "sent", is_final=False))
         else:
             await self._outbox.mark_answered(tag)
-            self._circuit.accepted(order.instrument)
             self._log.info("order sent", order_id=tag, decision_id=order.decision_id)
 
     async def _refusal(self, order: PlaceOrder) -> Refusal | None:
@@ -339,7 +334,7 @@ class OrderGateway:
             return refusal
         if order.purpose == "exit":
             return await self._exit_refusal(order)
-        reason = self._entry_refusal(order, self._clock_ns())
+        reason = self._entry_refusal(order)
         if reason is None and self._reconciler is not None:
             reason = await self._unmanaged(order)
         return None if reason is None else Refusal(reason)
@@ -364,11 +359,11 @@ class OrderGateway:
             return Refusal(f"{sent} orders in the last second, allowed: {allowed}", "rate")
         return None
 
-    def _entry_refusal(self, order: PlaceOrder, now_ns: int) -> str | None:
+    def _entry_refusal(self, order: PlaceOrder) -> str | None:
         unknown = [tag for tag, row in self._unknown.items() if row.instrument == order.instrument]
         if unknown:
             return f"what became of order {unknown[0]} in {order.instrument} is not known yet"
-        refusal = self._circuit.refusal(order.instrument, now_ns)
+        refusal = self._rejects.refusal(order)
         if refusal is None and self._reconciler is not None:
             refusal = self._reconciler.refusal(order.instrument)
         return refusal
@@ -459,7 +454,9 @@ class OrderGateway:
                 self._log.warning("order cannot be asked for", order_id=tag, reason=str(error))
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, _RETRY_LONGEST_S)
-        if found is None and not row.is_final:
+        if found is not None:
+            await self._rejects.hear(found)
+        elif not row.is_final:
             known = await self._outbox.find(tag)
             was_taken = known is not None and known.stage == "answered"
             status: OrderStatus = "expired" if was_taken else "rejected"
@@ -546,6 +543,9 @@ class OrderGateway:
             report.instrument,
         )
 
+    async def _tell_opened(self, text: str, order: PlaceOrder) -> None:
+        await self._alert("critical", text, CIRCUIT_RUNBOOK, order.instrument)
+
     async def _alert(self, severity: Severity, text: str, runbook: str, instrument: str) -> None:
         self._log.warning("alert", severity=severity, text=text, runbook=runbook)
         if self._announce is None:
@@ -572,6 +572,7 @@ class OrderGateway:
                 if is_outside(report):
                     await self._take_outside(report)
                 else:
+                    await self._rejects.hear([report])
                     await self._keep([report])
             self._collecting = False
         raise BrokerUnavailable("the broker's stream of reports has ended")

@@ -45,13 +45,14 @@ class RejectCircuit:
         self._counts: dict[str, tuple[str, int]] = {}  # scope -> wording, how often in a row
         self._open_until_ns: dict[str, tuple[int, str]] = {}
 
-    def rejected(self, instrument: str, kind: RejectKind, reason: str, now_ns: int) -> str | None:
+    def rejected(self, subject: str, kind: RejectKind, reason: str, now_ns: int) -> str | None:
         """Count one reject; return a sentence when it opens the circuit.
 
-        Rejects of exits while it is open keep it open, and say nothing.
+        subject: what was ordered, or what that is a view of. Rejects of exits
+        while it is open keep it open, and say nothing.
         """
         self.rejects[kind] += 1
-        scope = _ANY if kind in _EVERYWHERE else instrument
+        scope = _ANY if kind in _EVERYWHERE else subject
         wording = f"{kind}: {_without_numbers(reason)}"
         last, count = self._counts.get(scope, ("", 0))
         count = count + 1 if last == wording else 1
@@ -63,20 +64,20 @@ class RejectCircuit:
         if now_ns < was_open_until_ns:
             return None
         self.openings += 1
-        where = "all instruments" if scope == _ANY else instrument
+        where = "all instruments" if scope == _ANY else subject
         return (
             f"{count} identical rejects ({kind}), no entries in {where} for {_OPEN_S[kind]} s: "
             f"{reason}"
         )
 
-    def accepted(self, instrument: str) -> None:
-        """Begin to count anew: the broker takes orders."""
-        for scope in (instrument, _ANY):
+    def confirmed(self, subject: str) -> None:
+        """Begin to count anew: an order was not rejected."""
+        for scope in (subject, _ANY):
             self._counts.pop(scope, None)
 
-    def refusal(self, instrument: str, now_ns: int) -> str | None:
+    def refusal(self, subject: str, now_ns: int) -> str | None:
         """Return why an entry must not be tried now, or None."""
-        for scope in (instrument, _ANY):
+        for scope in (subject, _ANY):
             until_ns, reason = self._open_until_ns.get(scope, (0, ""))
             if now_ns < until_ns:
                 left_s = -(-(until_ns - now_ns) // _SECOND_NS)

@@ -139,7 +139,7 @@ class OrderWorld:
 
     # What a test does.
 
-    def intend(self, units: int) -> None:
+    def intend(self, units: int, limit_price: Decimal | None = None) -> None:
         """Decide an entry of signed units."""
         self._decisions += 1
         self.intents.append(
@@ -150,6 +150,7 @@ class OrderWorld:
                 purpose="entry",
                 reference_price=self.price,
                 decided_ns=self.market.now_ns,
+                limit_price=limit_price,
             )
         )
         self._run(self._take(self.intents[-1]))

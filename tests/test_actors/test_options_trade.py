@@ -254,7 +254,7 @@ def test_a_filled_option_is_a_view_of_its_underlying() -> None:
 
     position = the(Position, outputs_of(execution, a_fill(order, "100")))
 
-    assert (order.side, order.quantity) == ("buy", 950)
+    assert (order.side, order.quantity, order.subject) == ("buy", 950, "Nifty")
     assert (position.net_quantity, position.view, position.subject) == (950, -950, "Nifty")
     assert (position.underlying_entry, position.lot_size) == (Decimal(22000), LOT)
     assert position.trailing_stop_price == Decimal(22030)

@@ -411,6 +411,117 @@ async def test_the_gateway_counts_unknown_orders_with_their_age_and_rejects_by_c
     assert (after.rejected_permanent, after.circuits_opened, after.differences) == (0, 0, 0)
 
 
+# Rejects
+
+
+def rejects_later(house: House, reason: str = "RMS: Margin Shortfall: required") -> None:
+    """Let the broker take every order, and reject it a moment later."""
+
+    def place(order: PlaceOrder) -> None:
+        house.broker.take(order)
+        number = len(house.broker.placed)
+        house.broker.tell(a_reject(order, f"{reason} {number * 100}"))
+
+    house.broker.on_place = place
+
+
+def a_reject(order: PlaceOrder, reason: str) -> ExecutionReport:
+    return a_fill(
+        order,
+        status="rejected",
+        execution_id=f"{order.client_order_id}:rejected:0",
+        last_quantity=0,
+        last_price=Decimal(0),
+        cumulative_quantity=0,
+        reason=reason,
+    )
+
+
+async def place_in_turn(house: House, gateway: OrderGateway, *orders: PlaceOrder) -> None:
+    for order in orders:
+        await house.send(order)
+        await house.settle(gateway)
+
+
+async def test_rejects_that_come_after_the_broker_took_the_orders_open_the_circuit(
+    house: House,
+) -> None:
+    rejects_later(house)
+
+    async with house.running() as gateway:
+        await place_in_turn(
+            house, gateway, *(an_order(client_order_id=f"o{number}") for number in range(6))
+        )
+        counts = gateway.order_counts()
+
+    assert house.broker.placed == ["o0", "o1", "o2"]
+    assert (counts.rejected_permanent, counts.circuits_opened) == (3, 1)
+    assert "circuit open for 900 s" in (await house.reports())[-1].reason
+
+
+async def test_rejects_of_options_count_for_their_underlying(house: House) -> None:
+    rejects_later(house)
+    strikes = [
+        an_order(
+            client_order_id=f"o{strike}",
+            instrument=f"NSE:NIFTY24MAR{strike}CE",
+            underlying="Nifty",
+        )
+        for strike in (21900, 22000, 22100, 22200)
+    ]
+
+    async with house.running() as gateway:
+        await place_in_turn(house, gateway, *strikes)
+        other = an_order(client_order_id="other", instrument="Bank_Nifty")
+        await place_in_turn(house, gateway, other)
+
+    assert house.broker.placed == ["o21900", "o22000", "o22100", "other"]
+
+
+async def test_a_reject_counts_once_however_often_it_is_told(house: House) -> None:
+    def place(order: PlaceOrder) -> None:
+        house.broker.tell(a_reject(order, "no margin"))
+        raise BrokerRejected("no margin")
+
+    house.broker.on_place = place
+
+    async with house.running() as gateway:
+        await place_in_turn(house, gateway, an_order())
+        house.broker.tell(a_reject(an_order(), "no margin"))
+        await house.settle(gateway)
+        counts = gateway.order_counts()
+    async with house.running() as gateway:
+        house.broker.tell(a_reject(an_order(), "no margin"))
+        await house.settle(gateway)
+        after_a_restart = gateway.order_counts()
+
+    assert counts.rejected_permanent == 1
+    assert after_a_restart.rejected_permanent == 0
+
+
+@pytest.mark.parametrize(("is_filled", "openings"), [(False, 1), (True, 0)])
+async def test_a_fill_begins_the_count_of_rejects_anew_but_no_mere_acceptance(
+    house: House, is_filled: bool, openings: int
+) -> None:
+    taken = an_order(client_order_id="taken")
+    rejects_later(house)
+
+    async with house.running() as gateway:
+        await place_in_turn(
+            house, gateway, *(an_order(client_order_id=f"o{number}") for number in range(2))
+        )
+        house.broker.on_place = house.broker.take
+        await place_in_turn(house, gateway, taken)
+        if is_filled:
+            house.broker.tell(a_fill(taken))
+            await house.settle(gateway)
+        rejects_later(house)
+        await place_in_turn(house, gateway, an_order(client_order_id="last"))
+        counts = gateway.order_counts()
+
+    assert counts.circuits_opened == openings
+
+
 async def test_a_broker_that_hangs_is_an_unknown_outcome(house: House) -> None:
     house.broker.on_place = lambda _: asyncio.sleep(60)
 

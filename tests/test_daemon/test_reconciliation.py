@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from actors.monitoring import MonitoringActor
 from actors.policies import MonitoringSettings
 from daemon import reconciliation
 from daemon.brokers.fyers_simulator.direct import DirectBroker
+from daemon.brokers.fyers_simulator.orders import Status
 from daemon.bus import Output
 from daemon.clock import NS_PER_SECOND
 from daemon.errors import TraderError
@@ -203,6 +205,17 @@ def test_three_identical_rejects_open_the_circuit(world: OrderWorld) -> None:
 
     assert "3 identical rejects (permanent)" in texts(world)
     assert world.true_net == 0
+
+
+def test_so_do_three_that_the_exchange_makes_of_orders_that_the_broker_took(
+    world: OrderWorld,
+) -> None:
+    beyond_the_band = (world.price * 2).quantize(Decimal(1))
+    for _ in range(4):
+        world.intend(10, beyond_the_band)
+
+    assert "3 identical rejects (permanent)" in texts(world)
+    assert [order.status for order in world.exchange.orders.values()] == [Status.REJECTED] * 3
 
 
 def test_a_restart_on_the_same_log_sends_nothing_twice(world: OrderWorld) -> None:

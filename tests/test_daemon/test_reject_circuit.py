@@ -32,11 +32,11 @@ def test_rejects_of_login_and_pace_stop_every_instrument(kind: RejectKind) -> No
     assert rejected_three_times(kind).refusal("Bank_Nifty", 0) is not None
 
 
-def test_an_accepted_order_or_another_reject_begins_the_count_anew() -> None:
+def test_an_order_that_was_not_rejected_or_another_reject_begins_the_count_anew() -> None:
     circuit = RejectCircuit()
     circuit.rejected("Nifty", "permanent", "lot", 0)
     circuit.rejected("Nifty", "permanent", "lot", 0)
-    circuit.accepted("Nifty")
+    circuit.confirmed("Nifty")
     circuit.rejected("Nifty", "permanent", "lot", 0)
     circuit.rejected("Nifty", "permanent", "tick", 0)
 
