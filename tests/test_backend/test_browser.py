@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 CHROMIUM = shutil.which("chromium") or ""
 PAGE = Path(__file__).parents[1] / "fixtures" / "frontend.html"
 PORTS = (3000, 3001)  # the only ones whose pages the backend talks to
-PATIENCE_MS = 45_000
+PATIENCE_MS = 120_000
 
 pytestmark = [
     pytest.mark.integration,
@@ -27,9 +27,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def fast_site(tiny_models: Path) -> Iterator[Site]:
-    """Serve a backend beside a daemon that plays eight bars a second, and back-tests at once."""
+    """Serve a backend beside a daemon that plays two bars a second, and back-tests at once.
+
+    Its candles last for three minutes, longer than all tests that use it.
+    """
     patch = pytest.MonkeyPatch()
-    with a_sandbox() as sandbox, a_daemon(sandbox, tiny_models, speed=480) as state:
+    with a_sandbox() as sandbox, a_daemon(sandbox, tiny_models, speed=120) as state:
         raw = sandbox.folder / "raw"
         raw.mkdir()
         (raw / "Bank_Nifty_1.csv").write_text("\n".join([HEADER, *candle_rows(90)]) + "\n")

@@ -23,22 +23,22 @@ ANSWER_S = 2.0
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """A daemon's place, where a silent daemon is noticed after four seconds."""
+    """A daemon's place, where a silent daemon is noticed after ten seconds."""
     with a_sandbox() as place:
         place.set("monitoring.heartbeat_seconds", 0.2)
-        place.set("monitoring.silent_after_seconds", 4.0)
+        place.set("monitoring.silent_after_seconds", 10.0)
         yield place
 
 
-def a_quick_site(state: Path) -> Any:
-    settings = {"HRM_TRADER__BACKEND__ANSWER_SECONDS": str(ANSWER_S)}
+def a_patient_site(state: Path) -> Any:
+    settings = {"HRM_TRADER__BACKEND__ANSWER_SECONDS": str(PATIENCE_S)}
     return a_site(state, environment=settings)
 
 
 def test_sessions_come_back_after_the_server_and_the_daemon_were_gone(
     tiny_models: Path, sandbox: Sandbox
 ) -> None:
-    with a_daemon(sandbox, tiny_models) as state, a_site(state) as site:
+    with a_daemon(sandbox, tiny_models) as state, a_patient_site(state) as site:
         assert start_session(site).status_code == 200
         wait_until(lambda: is_in_session(site), "a session")
         with site.socket(LIVE) as socket:
@@ -55,15 +55,17 @@ def test_sessions_come_back_after_the_server_and_the_daemon_were_gone(
 
 
 def test_a_daemon_that_dies_and_comes_back_finds_its_users_where_they_were(
-    tiny_models: Path, sandbox: Sandbox
+    tiny_models: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with a_daemon(sandbox, tiny_models) as state, a_quick_site(state) as site:
+    with a_daemon(sandbox, tiny_models) as state, a_patient_site(state) as site:
         assert start_session(site).status_code == 200
         wait_until(lambda: is_in_session(site), "a session")
         with site.socket(LIVE) as socket, site.client() as client:
             until_tick(socket)
             os.kill(sandbox.daemon_pid(), signal.SIGKILL)
-            given_up = trade(client, site)
+            with monkeypatch.context() as patch:
+                patch.setattr(site.backend.link, "_answer_within_s", ANSWER_S)
+                given_up = trade(client, site)
             wait_until(lambda: site.backend.reader.view is None, "a silent daemon")
             answers = {
                 path: client.request(method, path, json=body)

@@ -65,8 +65,11 @@ def a_backend(state: Path, **more: str) -> Backend:
 
 
 @pytest.mark.integration
-async def test_a_live_service_starts_shows_and_stops_a_session(tiny_models: Path) -> None:
-    with a_sandbox() as sandbox, a_daemon(sandbox, tiny_models) as state:
+async def test_a_live_service_starts_shows_and_stops_a_session() -> None:
+    with (
+        a_sandbox() as sandbox,
+        a_daemon(sandbox, sandbox.folder / "no-models") as state,  # it holds for ever
+    ):
         backend = a_backend(state)
         service = LiveTradingService("FA1", "token", "app", "Nifty", "1", "atm", backend=backend)
         running = asyncio.create_task(service.run())
