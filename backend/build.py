@@ -12,6 +12,7 @@ from backend.accounts import Accounts
 from backend.app import create_app
 from backend.auth import CookieSigner, LoginThrottle
 from backend.backtest_jobs import BacktestJobs
+from backend.call_pace import CallPace
 from backend.candles import CandleShelf
 from backend.context import NO_USERS, Backend
 from backend.daemon_link import DaemonLink
@@ -60,7 +61,8 @@ def build(
 ) -> FastAPI:
     """Return the application; raises ConfigError for settings that cannot be used."""
     accounts = FyersAccounts(
-        Endpoints() if options.broker_url is None else simulated(options.broker_url)
+        Endpoints() if options.broker_url is None else simulated(options.broker_url),
+        CallPace(time.monotonic),
     )
     return create_app(build_backend(settings, options, environment, accounts, new_secret))
 

@@ -1,5 +1,8 @@
 """Candles of the past for charts and back-tests: local files, else the broker.
 
+While the daemon trades live prices, a file that ends before its session is only what is left where
+the broker does not answer.
+
 For what the daemon trades they end where its market stands, so that a chart never runs ahead of its
 ticks.
 """
@@ -16,7 +19,7 @@ from backend.auth import Identity
 from backend.place import Place
 from backend.projection import Projection
 from backend.responses import timeframe_of, timeframe_seconds
-from daemon.errors import DataError
+from daemon.errors import BrokerError, DataError
 from daemon.history import CandleTable, load_candles
 
 _DAYS = 30
@@ -124,13 +127,25 @@ class CandleShelf:
             if view is not None and (tick := view.ticks.get(instrument.symbol)) is not None:
                 market_ns = tick.event_ns - timeframe_seconds(timeframe) * _NS
             found = await self._of_file(path, timeframe, market_ns)
-        if not found:
+        if not found or found[-1].time_s < _live_since_s(place):
             exchange_symbol = instrument.exchange_symbol if instrument else name
             start_s = now_s - _DAYS * 86_400
-            found = await self.accounts.history(
-                identity, exchange_symbol, timeframe, start_s, now_s
-            )
+            try:
+                asked = await self.accounts.history(
+                    identity, exchange_symbol, timeframe, start_s, now_s
+                )
+            except BrokerError:
+                if not found:
+                    raise
+                asked = []
+            found = asked or found
         return found[_WARM_UP_BARS:]
+
+
+def _live_since_s(place: Place | None) -> int:
+    """Return when the session of live prices began; 0 where the daemon plays files or is not."""
+    markets = place.plan.markets if place else ()
+    return max((market.first_open_ns for market in markets if not market.path), default=0) // _NS
 
 
 def without_folder(text: str, path: Path) -> str:

@@ -1,6 +1,7 @@
 """The Fyers account calls of the backend: login, profile, funds and history."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ import aiohttp
 
 from backend.accounts import Funds, PastCandle, Profile
 from backend.auth import Identity
+from backend.call_pace import CallPace
+from backend.responses import fetch_seconds
 from daemon.brokers.fyers.login import LoginFields, log_in
 from daemon.brokers.fyers.rest import Endpoints
 from daemon.clock import SystemClock
@@ -17,13 +20,19 @@ from daemon.errors import BrokerError, BrokerRejected, BrokerUnavailable, Config
 _TIMEOUT_S: Final = 10.0
 _TOTAL, _REALISED = 1, 4  # ids in fund_limit
 _LONGEST_RANGE_S: Final = 100 * 86_400
+_LONGEST_FRESH_S: Final = 900
+_KEPT_HISTORIES: Final = 32
 
 
 class FyersAccounts:
-    """Ask Fyers; one HTTP session, opened when it is first needed. Use from one event loop."""
+    """Ask Fyers, at a pace; one HTTP session, opened when first needed. Use from one event loop."""
 
-    def __init__(self, urls: Endpoints) -> None:
+    def __init__(self, urls: Endpoints, pace: CallPace) -> None:
         self._urls = urls
+        self._pace = pace
+        self._histories: OrderedDict[tuple[str, str, int], tuple[int, list[PastCandle]]] = (
+            OrderedDict()
+        )
         self._clock = SystemClock()
         self._session: aiohttp.ClientSession | None = None
 
@@ -60,7 +69,15 @@ class FyersAccounts:
     async def history(
         self, identity: Identity, exchange_symbol: str, timeframe: str, start_s: int, end_s: int
     ) -> list[PastCandle]:
-        """Ask for the candles that open in [start_s, end_s]; at most 100 days."""
+        """Ask for the candles that open in [start_s, end_s]; at most 100 days.
+
+        An answer is good until the bar ends, or for a quarter of an hour.
+        """
+        key = (exchange_symbol, timeframe, end_s - start_s)
+        period = end_s // min(fetch_seconds(timeframe), _LONGEST_FRESH_S)
+        kept = self._histories.get(key)
+        if kept is not None and kept[0] == period:
+            return kept[1]
         query = {
             "symbol": exchange_symbol,
             "resolution": timeframe,
@@ -74,7 +91,12 @@ class FyersAccounts:
             rows = [PastCandle(int(row[0]), *map(float, row[1:6])) for row in answer["candles"]]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BrokerUnavailable("the broker's candles cannot be read") from error
-        return sorted(rows)
+        rows.sort()
+        self._histories[key] = (period, rows)
+        self._histories.move_to_end(key)
+        if len(self._histories) > _KEPT_HISTORIES:
+            self._histories.popitem(last=False)
+        return rows
 
     async def _get(
         self, url: str, identity: Identity, query: Mapping[str, str] | None = None
@@ -85,6 +107,7 @@ class FyersAccounts:
     async def _call(self, method: str, url: str, **arguments: Any) -> dict[str, Any]:
         # Neither body nor headers may come into a text: they hold secrets.
         path = urlsplit(url).path
+        await asyncio.sleep(self._pace.turn())
         try:
             async with self._http().request(
                 method, url, allow_redirects=False, **arguments

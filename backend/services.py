@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, Final, Protocol, get_args
@@ -21,6 +22,7 @@ from backend.accounts import PastCandle
 from backend.auth import Identity
 from backend.backtest_jobs import Job, TooManyJobs
 from backend.build import Options, build_backend
+from backend.call_pace import CallPace
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
@@ -72,9 +74,15 @@ def shared_backend() -> Backend:
         settings,
         Options(),
         environment,
-        FyersAccounts(Endpoints()),
+        FyersAccounts(Endpoints(), shared_pace()),
         lambda: secrets.token_hex(32),
     )
+
+
+@cache
+def shared_pace() -> CallPace:
+    """Return this process's pace of calls: every client of it asks one broker."""
+    return CallPace(time.monotonic)
 
 
 class LiveTradingService:
@@ -351,7 +359,7 @@ class FyersClient:
         urls: Endpoints | None = None,
     ) -> None:
         """Without a token, `login` first. `app_id`: by default that of FYERS_APP_ID."""
-        self._accounts = FyersAccounts(urls or Endpoints())
+        self._accounts = FyersAccounts(urls or Endpoints(), shared_pace())
         app = app_id or os.environ.get("FYERS_APP_ID", "")
         self._identity = Identity(user_id, access_token, app)
 

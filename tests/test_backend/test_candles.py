@@ -4,23 +4,28 @@ import os
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from backend_server import USER, KnownAccounts
-from command_line import CONFIG, HEADER, candle_rows
+from command_line import CONFIG, FIRST_BAR_S, HEADER, candle_rows
+from recorded_session import session_plan, write_candles
 
 from backend import candles
 from backend.accounts import PastCandle
 from backend.candles import CandleShelf
-from daemon.errors import DataError
+from backend.place import Place, find_place
+from daemon.errors import BrokerUnavailable, DataError
 from daemon.history import CandleTable, load_candles
-from daemon.settings import load_instruments
+from daemon.session_files import begin_session, load_markets
+from daemon.settings import load_instruments, load_settings
 
 NOW_S = 1_772_500_000
 
 
-def a_shelf(raw_dir: Path) -> CandleShelf:
+def a_shelf(raw_dir: Path, accounts: KnownAccounts | None = None) -> CandleShelf:
     offered = load_instruments(CONFIG, {})
-    return CandleShelf(raw_dir, offered.catalogue, frozenset(offered.timeframes), KnownAccounts())
+    timeframes = frozenset(offered.timeframes)
+    return CandleShelf(raw_dir, offered.catalogue, timeframes, accounts or KnownAccounts())
 
 
 def write_rows(path: Path, count: int = 250) -> Path:
@@ -28,8 +33,26 @@ def write_rows(path: Path, count: int = 250) -> Path:
     return path
 
 
-async def recent(shelf: CandleShelf, name: str, timeframe: str = "1") -> list[PastCandle]:
-    return await shelf.recent(USER, name, timeframe, None, None, NOW_S)
+async def recent(
+    shelf: CandleShelf, name: str, timeframe: str = "1", place: Place | None = None
+) -> list[PastCandle]:
+    return await shelf.recent(USER, name, timeframe, place, None, NOW_S)
+
+
+def a_live_place(state: Path, first_open_s: int) -> Place:
+    """Return the place of a session whose prices come over a socket since an instant."""
+    plan = session_plan(
+        state, load_markets([write_candles(state)], [], load_instruments(CONFIG, {}).catalogue)
+    )
+    markets = [
+        msgspec.structs.replace(market, path="", first_open_ns=first_open_s * 1_000_000_000)
+        for market in plan.markets
+    ]
+    begin_session(state, msgspec.structs.replace(plan, markets=markets))
+    settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(state)})
+    place = find_place(settings, demo=False)
+    assert place is not None
+    return place
 
 
 async def test_the_file_of_an_instrument_in_any_spelling_is_found(tmp_path: Path) -> None:
@@ -92,3 +115,29 @@ async def test_a_file_is_read_beside_the_event_loop_and_again_when_it_changes(
     assert threading.main_thread() not in readers
     assert len(readers) == 2
     assert (len(first), len(second), len(third)) == (51, 51, 61)
+
+
+async def test_a_file_that_ends_before_the_live_session_is_left_for_the_broker(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path / "Reliance_1.csv")
+    last_s = FIRST_BAR_S + 249 * 60
+    after, before = (a_live_place(tmp_path, last_s + late_s) for late_s in (60, 0))
+    shelf = a_shelf(tmp_path)
+
+    assert (await recent(shelf, "Reliance", place=after))[-1].open == 1400.0  # the broker's
+    assert (await recent(shelf, "Reliance", place=before))[-1].time_s == last_s
+    assert (await recent(shelf, "Reliance"))[-1].time_s == last_s
+
+
+async def test_an_old_file_is_what_is_left_when_the_broker_does_not_answer(tmp_path: Path) -> None:
+    write_rows(tmp_path / "Reliance_1.csv")
+    last_s = FIRST_BAR_S + 249 * 60
+    place = a_live_place(tmp_path, last_s + 60)
+    accounts = KnownAccounts()
+    accounts.is_down = True
+    shelf = a_shelf(tmp_path, accounts)
+
+    assert (await recent(shelf, "Reliance", place=place))[-1].time_s == last_s
+    with pytest.raises(BrokerUnavailable):
+        await recent(shelf, "Nifty", place=place)

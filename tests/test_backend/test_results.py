@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from command_line import CONFIG
 from recorded_session import session_plan, write_candles
 
 from backend.build import Options, build_backend
+from backend.call_pace import CallPace
 from backend.files import ResultFiles, metrics_of, metrics_on, metrics_path, results_folder
 from backend.fyers_accounts import FyersAccounts
 from backend.place import Place
@@ -107,7 +109,7 @@ def test_a_demo_leaves_nothing_in_the_files_of_the_daemon_proper(tmp_path: Path)
     begin_session(tmp_path, plan)
     begin_session(tmp_path / "demo" / plan.session, plan)
     settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
-    accounts = FyersAccounts(Endpoints())
+    accounts = FyersAccounts(Endpoints(), CallPace(time.monotonic))
     proper, demo = (
         build_backend(settings, Options(config=CONFIG, demo=demo), {}, accounts, lambda: "x" * 32)
         for demo in (False, True)

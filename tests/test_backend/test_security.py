@@ -22,6 +22,7 @@ from websockets.exceptions import InvalidStatus
 
 from backend.auth import COOKIE, CookieSigner, Identity, LoginThrottle
 from backend.build import Options, build_backend
+from backend.call_pace import CallPace
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
@@ -200,7 +201,13 @@ def begin_real_session(state: Path) -> None:
 def real_backend(settings: Settings) -> Backend:
     given = settings.secrets.model_copy(update={"jwt_secret": SecretStr(SECRET)})
     settings = settings.model_copy(update={"secrets": given})
-    return build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
+    return build_backend(
+        settings,
+        Options(config=CONFIG),
+        {},
+        FyersAccounts(Endpoints(), CallPace(time.monotonic)),
+        str,
+    )
 
 
 def test_real_money_needs_a_secret_from_outside(tmp_path: Path) -> None:
@@ -210,14 +217,20 @@ def test_real_money_needs_a_secret_from_outside(tmp_path: Path) -> None:
     settings = settings.model_copy(update={"backend": named})
 
     with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
-        build_backend(settings, Options(config=CONFIG), {}, FyersAccounts(Endpoints()), str)
+        build_backend(
+            settings,
+            Options(config=CONFIG),
+            {},
+            FyersAccounts(Endpoints(), CallPace(time.monotonic)),
+            str,
+        )
 
 
 async def test_a_daemon_that_turns_to_real_money_is_asked_for_none_without_a_secret(
     tmp_path: Path,
 ) -> None:
     settings = load_settings(CONFIG, {"HRM_TRADER__SESSION__STATE_DIR": str(tmp_path)})
-    accounts = FyersAccounts(Endpoints())
+    accounts = FyersAccounts(Endpoints(), CallPace(time.monotonic))
     drawn = build_backend(settings, Options(config=CONFIG), {}, accounts, lambda: SECRET)
     begin_real_session(tmp_path)
     place = find_place(settings, demo=False)
@@ -321,7 +334,7 @@ def test_planted_secrets_show_up_in_no_answer_no_log_and_no_stream(
 
 async def test_a_log_in_walks_through_totp_pin_and_code_to_a_token_that_works() -> None:
     async with FyersSimulator(SimulatorSettings(seed=7, limits=None)) as simulator:
-        accounts = FyersAccounts(simulated(simulator.urls.base))
+        accounts = FyersAccounts(simulated(simulator.urls.base), CallPace(time.monotonic))
         identity = await accounts.log_in(credentials_of(simulator))
         profile = await accounts.profile(identity)
         funds = await accounts.funds(identity)
@@ -342,7 +355,7 @@ async def test_a_wrong_field_is_refused_without_naming_any_secret(field: str) ->
         wrong = LoginFields(
             **({n: getattr(right, n) for n in FIELDS} | {field: "PLANTEDPLANTED22"})
         )
-        accounts = FyersAccounts(simulated(simulator.urls.base))
+        accounts = FyersAccounts(simulated(simulator.urls.base), CallPace(time.monotonic))
         with pytest.raises(BrokerError) as refused:
             await accounts.log_in(wrong)
         await accounts.close()
@@ -353,7 +366,7 @@ async def test_a_wrong_field_is_refused_without_naming_any_secret(field: str) ->
 
 
 async def test_empty_credentials_are_refused_in_the_contracts_words() -> None:
-    accounts = FyersAccounts(Endpoints())
+    accounts = FyersAccounts(Endpoints(), CallPace(time.monotonic))
 
     with pytest.raises(BrokerRejected) as refused:
         await accounts.log_in(LoginFields(**dict.fromkeys(FIELDS, "")))
@@ -364,7 +377,7 @@ async def test_empty_credentials_are_refused_in_the_contracts_words() -> None:
 
 
 async def test_a_broker_that_is_away_is_told_without_the_token() -> None:
-    accounts = FyersAccounts(simulated("http://127.0.0.1:9"))
+    accounts = FyersAccounts(simulated("http://127.0.0.1:9"), CallPace(time.monotonic))
     identity = Identity("U", "planted-token", "A-100")
 
     with pytest.raises(BrokerError) as refused:
