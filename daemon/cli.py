@@ -361,6 +361,11 @@ def check(config: Config = None, state: State = None, as_json: Json = False) -> 
         "settings": settings.effective(),
         "instruments": list(instruments.catalogue.symbols),
         "timeframes": list(instruments.timeframes),
+        "timeframes_without_forecast": [
+            one
+            for one in instruments.timeframes
+            if one not in settings.complexity.coefficients.forecasts
+        ],
         "entries_until": {name: str(calendar.entries_until(name)) for name in calendar.markets},
         "model": {"valid": bool(digest), "digest": digest, "problem": problem},
     }

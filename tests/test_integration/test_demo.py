@@ -316,6 +316,8 @@ def test_check_shows_the_effective_settings_with_secrets_masked(sandbox: Sandbox
     assert outcome.code == 0, outcome.stderr
     assert outcome.answer["valid"] is True
     assert outcome.answer["model"]["valid"] is True
+    without = ["1", "3", "30", "120", "240", "D"]
+    assert outcome.answer["timeframes_without_forecast"] == without
     assert outcome.answer["settings"]["session"]["state_dir"] == str(sandbox.state)
     assert "do-not-show-me" not in outcome.stdout
 
