@@ -11,7 +11,7 @@ Everything a model is trained on is computed three ways and must be the same num
 Equal means equal to the last bit. The exceptions are named in the answer, and only concern where a
 history begins. Exponential averages of the contract's frame reach back for ever, so that it may
 show in the ninth digit: they are compared from `SETTLED_BARS` on. What is demanding, and so regimes
-and checks, follows from the last 28 days: they are compared once these lie behind. Forecasts also
+and checks, follows from the last 28 days: they are compared a week after these. Forecasts also
 read what is usual at an hour, of which half is forgotten in 20 sessions: their probabilities are
 then compared to within `FORECAST_TOLERANCE`, the usual class at an hour not at all.
 """
@@ -49,7 +49,7 @@ from hrm.training.market_table import LabelSettings, MarketTable, Vocabulary, ma
 
 SETTLED_BARS: Final = 3000  # an average of 200 bars has forgotten all but 1e-13 of what was before
 SETTLED_TOLERANCE: Final = 1e-9
-FORECAST_SETTLED_NS: Final = REFERENCE_NS + DAY_NS  # then the same windows say what is demanding
+FORECAST_SETTLED_NS: Final = REFERENCE_NS + 7 * DAY_NS  # a week in which regimes forget the rest
 FORECAST_TOLERANCE: Final = 0.2  # of a probability; what is usual at an hour is learned for months
 CUTS: Final = 7
 STARTS: Final = (1, 7, 75, 211)
