@@ -6,10 +6,8 @@ published, so that a crash at any point neither loses nor repeats one.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import msgspec
 
@@ -36,25 +34,18 @@ from daemon.outbox import Outbox, OutboxOrder
 from daemon.reconciler import Reconciler, is_outside
 from daemon.reconciliation import Reconciliation
 from daemon.reject_watch import RejectWatch
+from daemon.send_rules import Refusal, SendRules
 
 _SECOND_NS = 1_000_000_000
 _RETRY_LONGEST_S = 2.0
 _RECONCILE_PACE_S = 0.5  # real: no two comparisons closer than that, however fast the market
 _FORGOTTEN = "the bus has lost this order in a power cut"
-_RESERVE_DIVISOR = 4  # one order in so many is kept for exits and cancels
 
 DIFFERENCE_RUNBOOK = "Log and broker differ"
 STRANGER_RUNBOOK = "Stranger order"
 UNKNOWN_RUNBOOK = "Order outcome unknown"
 CIRCUIT_RUNBOOK = "Reject circuit open"
 UNMANAGED_RUNBOOK = "Unmanaged position"
-
-
-class Refusal(NamedTuple):
-    """Why an order must not leave, and of which class that is to its sender."""
-
-    reason: str
-    kind: RejectKind = "permanent"
 
 
 class OrderGateway:
@@ -92,17 +83,13 @@ class OrderGateway:
         self._bus = bus
         self._broker = broker
         self._outbox = outbox
-        self._latch = latch
         self._clock_ns = clock_ns
-        self._max_rate = max_order_rate_per_second
         self._timeout_s = request_timeout_s
-        self._max_age_ns = int(max_order_age_s * _SECOND_NS)
         self._block_ms = block_ms
         self._retry_first_s = retry_first_s
         self._log = get_logger(edge=self.name)
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
-        self._sent_ns: deque[int] = deque()
         self._unpublished = 0
         self._handled = 0
         self._to_publish = asyncio.Event()
@@ -114,6 +101,9 @@ class OrderGateway:
         self._look_again = asyncio.Event()
         self._looked = asyncio.Event()
         self._announce = announce
+        self._rules = SendRules(
+            latch, clock_ns, max_per_second=max_order_rate_per_second, max_age_s=max_order_age_s
+        )
         self._rejects = RejectWatch(outbox, clock_ns, self._tell_opened)
         self._canceller = Canceller(
             broker,
@@ -302,7 +292,7 @@ class OrderGateway:
             await self._keep([self._own_report(order, "rejected", *refusal)], answers=tag)
             return
         await self._outbox.mark_sent(tag)
-        self._sent_ns.append(self._clock_ns())
+        self._rules.note_sent()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._broker.place(order)
@@ -329,7 +319,7 @@ class OrderGateway:
 
     async def _refusal(self, order: PlaceOrder) -> Refusal | None:
         """Return why an order must not leave, or None."""
-        refusal = await self._send_refusal(order)
+        refusal = await self._rules.refusal(order)
         if refusal is not None:
             return refusal
         if order.purpose == "exit":
@@ -338,26 +328,6 @@ class OrderGateway:
         if reason is None and self._reconciler is not None:
             reason = await self._unmanaged(order)
         return None if reason is None else Refusal(reason)
-
-    async def _send_refusal(self, order: PlaceOrder) -> Refusal | None:
-        """Return what forbids to send anything for an order now: latch, age, rate."""
-        latch = await self._latch.read()
-        is_exit = order.purpose == "exit"
-        if latch.engaged and not (is_exit and latch.flatten):
-            return Refusal(f"kill switch: {latch.reason}", "retryable")
-        now_ns = self._clock_ns()
-        age_ns = now_ns - order.placed_ns
-        # An exit is as needed late as in time, and its position cannot change without it.
-        if not is_exit and age_ns > self._max_age_ns:
-            allowed_s = self._max_age_ns / _SECOND_NS
-            return Refusal(f"order is {age_ns / _SECOND_NS:.1f} s old, allowed: {allowed_s:g} s")
-        while self._sent_ns and self._sent_ns[0] <= now_ns - _SECOND_NS:
-            self._sent_ns.popleft()
-        allowed = self._max_rate if is_exit else self._max_rate - self._max_rate // _RESERVE_DIVISOR
-        if len(self._sent_ns) >= allowed:
-            sent = len(self._sent_ns)
-            return Refusal(f"{sent} orders in the last second, allowed: {allowed}", "rate")
-        return None
 
     def _entry_refusal(self, order: PlaceOrder) -> str | None:
         unknown = [tag for tag, row in self._unknown.items() if row.instrument == order.instrument]
@@ -400,7 +370,7 @@ class OrderGateway:
             self._log.warning("cancel of an order that was never sent", order_id=tag)
             return
         self._log.info("cancel", order_id=tag, reason=request.reason)
-        self._sent_ns.append(self._clock_ns())
+        self._rules.note_sent()
         await self._canceller.take_back(tasks, tag)
 
     async def _modify(self, tasks: asyncio.TaskGroup, request: ModifyOrder) -> None:
@@ -411,12 +381,12 @@ class OrderGateway:
             self._log.info("nothing to modify", order_id=tag)
             return
         as_if_new = msgspec.structs.replace(row.order, placed_ns=request.placed_ns)
-        refusal = await self._send_refusal(as_if_new)
+        refusal = await self._rules.refusal(as_if_new)
         if refusal is not None:
             self._log.info("not modified", order_id=tag, reason=refusal.reason)
             return
         self._log.info("modify", order_id=tag, limit_price=str(request.limit_price))
-        self._sent_ns.append(self._clock_ns())
+        self._rules.note_sent()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._broker.modify(tag, request.limit_price)
