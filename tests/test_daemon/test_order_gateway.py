@@ -301,6 +301,8 @@ async def test_an_engaged_kill_switch_refuses_orders(house: House, purpose: str)
 
 
 async def test_a_kill_switch_with_flatten_lets_exits_and_cancels_through(house: House) -> None:
+    house.settings["request_timeout_s"] = WAIT_S  # the report comes before another cancel is due
+
     async with house.running() as gateway:
         await house.send(an_order(client_order_id="before"))
         await house.settle(gateway)
@@ -583,6 +585,7 @@ async def test_a_cancel_that_finds_nothing_to_cancel_brings_the_missing_fill(
 
 
 async def test_a_cancel_without_an_answer_is_repeated_until_it_has_one(house: House) -> None:
+    house.settings["request_timeout_s"] = WAIT_S  # the report comes before another cancel is due
     house.broker.on_cancel = [BrokerUnavailable("HTTP 502")] * 5
 
     async with house.running() as gateway:
