@@ -4,12 +4,13 @@ Where they come from (candles played as ticks, a broker's socket) is the source'
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from actors.messages import Depth, MarketEvent, OptionChain, Tick, TimeEvent
-from daemon.bus import Bus
+from daemon.bus import Bus, Publisher
 from daemon.errors import BusError
 from daemon.handover import Handover
 from daemon.logs import get_logger
@@ -18,6 +19,7 @@ __all__ = ["STREAMS", "MarketEvent", "TickSource", "until_quiet"]
 
 _RETRY_S = 0.2
 _POLL_S = 0.0005
+_REMEMBERED: Final = 10_000  # more than come in the two seconds that a server may owe the disk
 _MOST_AT_ONCE: Final = 64  # more together cost no less each, and the first would wait for the last
 
 STREAMS: Final = (Tick.stream, TimeEvent.stream, OptionChain.stream, Depth.stream)
@@ -60,6 +62,8 @@ class TickSource:
         self._taken = 0  # events taken from the source, those in hand included
         self.finished = asyncio.Event()  # the source has no more events
         self.published = 0
+        self._newest: deque[MarketEvent] = deque(maxlen=_REMEMBERED)  # on the bus, as it said
+        self._confirmed = 0  # how many the bus has said to have
         self.now_ns = 0  # market time of the last event published
 
     def stop(self) -> None:
@@ -99,10 +103,13 @@ class TickSource:
     async def _serve(self) -> None:
         """Publish each event exactly once, until the source ends or the bus is lost."""
         publisher = await self._bus.publisher(self.name, STREAMS)
+        lost = self._confirmed - publisher.sequence
         self.published = publisher.sequence  # also what had arrived when only the answer was lost
         if not (self._is_repeatable or self._taken):
             self._taken = self.published
         try:
+            if lost > 0:
+                await self._publish_again(publisher, lost)
             while await self._take():
                 fresh = self._in_hand[max(len(self._in_hand) - self._taken + self.published, 0) :]
                 if fresh:
@@ -111,12 +118,23 @@ class TickSource:
                     self.now_ns = fresh[-1].time_ns
                     if self.wait_until_quiet:
                         await self.wait_until_quiet()
+                self._newest.extend(self._in_hand)
+                self._confirmed = self._taken
                 self._in_hand = ()
                 self._is_done.set()
             self.finished.set()
             await self._stopping.wait()
         finally:
             await publisher.close()
+
+    async def _publish_again(self, publisher: Publisher, lost: int) -> None:
+        """Repeat the last events, which a server that died had confirmed and not yet written."""
+        again = list(self._newest)[-lost:]
+        self._log.warning("the bus has lost its end", events=lost, published_again=len(again))
+        for first in range(0, len(again), _MOST_AT_ONCE):
+            part = again[first : first + _MOST_AT_ONCE]
+            await publisher.publish(*part)
+            self.published += len(part)
 
     async def _take(self) -> bool:
         """Have events in hand that were seen, those of before or else the next; False behind the

@@ -125,6 +125,34 @@ async def test_an_outage_holds_the_market_up_and_loses_nothing(bus: UnreliableBu
     assert published(bus) == list(range(1, 21))
 
 
+@pytest.mark.parametrize("forgotten", [2, 4, 6])
+async def test_what_a_bus_had_confirmed_and_forgot_is_published_again(
+    bus: UnreliableBus, forgotten: int
+) -> None:
+    has_forgotten = asyncio.Event()
+
+    async def halting() -> AsyncIterator[MarketEvent]:
+        async for event in events(6):
+            yield event
+        await has_forgotten.wait()
+        async for event in events(3, first=7):
+            yield event
+
+    source = TickSource(halting(), bus)
+
+    async with running(source):
+        await until(lambda: source.published == 6)
+        for stream in (bus.stream(Tick.stream), bus.stream(TimeEvent.stream)):
+            kept = len(stream.entries) - forgotten // 2
+            del stream.entries[kept:], stream.keys[kept:]
+        bus.publish_faults.extend(["refused", "refused"])  # also while it repeats them
+        has_forgotten.set()
+        await asyncio.wait_for(source.finished.wait(), WAIT_S)
+
+    assert published(bus) == list(range(1, 10))
+    assert source.published == 9
+
+
 async def test_a_restart_goes_on_behind_what_the_session_holds(bus: UnreliableBus) -> None:
     await to_the_end(TickSource(events(4), bus))
     second = TickSource(events(9), bus)
