@@ -128,9 +128,15 @@ class TickSource:
             await publisher.close()
 
     async def _publish_again(self, publisher: Publisher, lost: int) -> None:
-        """Repeat the last events, which a server that died had confirmed and not yet written."""
+        """Repeat the last events, which a server that died had confirmed and not yet written.
+
+        Those that are not remembered any more are gone, and do not count from now on.
+        """
         again = list(self._newest)[-lost:]
-        self._log.warning("the bus has lost its end", events=lost, published_again=len(again))
+        gone = lost - len(again)
+        self._taken -= gone
+        self._confirmed -= gone
+        self._log.warning("the bus has lost its end", events=lost, gone=gone)
         for first in range(0, len(again), _MOST_AT_ONCE):
             part = again[first : first + _MOST_AT_ONCE]
             await publisher.publish(*part)

@@ -23,6 +23,7 @@ from actors.messages import (
     RiskVerdict,
     Tick,
     TimeEvent,
+    TradingSession,
 )
 from actors.session import SessionCalendar, SessionTable
 
@@ -207,6 +208,18 @@ def a_kill_switch(engaged: bool = True, **fields: Any) -> KillSwitch:
 def a_policy_switch(policy: str = "hold", **fields: Any) -> PolicySwitch:
     given: dict[str, Any] = {"policy": policy, "reason": "test", "at_ns": OPEN_NS}
     return PolicySwitch(**(given | fields))
+
+
+def a_session(**fields: Any) -> TradingSession:
+    given: dict[str, Any] = {
+        "user_id": "FA1",
+        "status": "running",
+        "instrument": "Nifty",
+        "timeframe": "5",
+        "trading_mode": "PAPER",
+        "changed_ns": OPEN_NS,
+    }
+    return TradingSession(**(given | fields))
 
 
 def a_calendar() -> SessionCalendar:

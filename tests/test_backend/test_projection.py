@@ -16,6 +16,7 @@ from builders import (
     a_fill,
     a_heartbeat,
     a_position,
+    a_session,
     a_tick,
     an_intent,
     an_order,
@@ -288,18 +289,6 @@ def test_an_entry_that_fills_in_parts_is_one_trade_of_all_of_them(
     (trade,) = projection.trades
     assert (trade.quantity, trade.entry_price, trade.exit_price) == (3, 22004.0, 22010.0)
     assert trade.pnl == 1265.0
-
-
-def a_session(**changes: Any) -> TradingSession:
-    fields: dict[str, Any] = {
-        "user_id": "FA1",
-        "status": "running",
-        "instrument": "Nifty",
-        "timeframe": "5",
-        "trading_mode": "PAPER",
-        "changed_ns": OPEN_NS,
-    }
-    return TradingSession(**fields | changes)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from typing import Any, Self
 
 import pytest
 from backend_server import check_frame
-from builders import OPEN_NS, a_fill, a_position, a_tick, an_order
+from builders import OPEN_NS, a_fill, a_position, a_session, a_tick, an_order
 from command_line import CONFIG
 from recorded_session import session_plan, write_candles
 
 import backend.reader
-from actors.messages import Alert, AnyMessage, RequestAnswer, TradingSession
+from actors.messages import Alert, AnyMessage, RequestAnswer
 from backend.hub import Hub, Patience, Ready, SocketClient
 from backend.place import Place
 from backend.projection import Trade
@@ -168,18 +168,6 @@ async def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
-
-
-def a_session(**changes: Any) -> TradingSession:
-    fields: dict[str, Any] = {
-        "user_id": USER,
-        "status": "running",
-        "instrument": "Nifty",
-        "timeframe": "5",
-        "trading_mode": "PAPER",
-        "changed_ns": OPEN_NS,
-    }
-    return TradingSession(**fields | changes)
 
 
 ENTERED = a_position(75, average_price=Decimal(22000), decision_id="d1", updated_ns=OPEN_NS)

@@ -352,12 +352,8 @@ async def test_an_order_that_cannot_be_sent_is_refused_before_the_call(
     assert account.simulator.faults.fired["server_error"] == 0
 
 
-async def test_through_the_gateway_an_unanswered_order_is_one_order_at_the_broker(
-    account: Account,
-) -> None:
-    account.simulator.faults.inject("unanswered", path=POST, count=2)
-    bus, outbox = MemoryBus(), await Outbox(None).open()
-    gateway = OrderGateway(
+def a_gateway(bus: MemoryBus, account: Account, outbox: Outbox) -> OrderGateway:
+    return OrderGateway(
         bus,
         account.broker,
         outbox,
@@ -366,6 +362,14 @@ async def test_through_the_gateway_an_unanswered_order_is_one_order_at_the_broke
         max_order_rate_per_second=8,
         block_ms=20,
     )
+
+
+async def test_through_the_gateway_an_unanswered_order_is_one_order_at_the_broker(
+    account: Account,
+) -> None:
+    account.simulator.faults.inject("unanswered", path=POST, count=2)
+    bus, outbox = MemoryBus(), await Outbox(None).open()
+    gateway = a_gateway(bus, account, outbox)
     running = asyncio.create_task(gateway.run())
     await (await bus.publisher("execution", ["order"])).publish(an_order(), an_order())
     await account.until(lambda: len(account.simulator.exchange.orders) == 1)
@@ -396,15 +400,7 @@ async def test_through_the_gateway_a_cancel_is_repeated_until_the_order_is_taken
     order = a_resting_order(account)
     cancel = CancelOrder(client_order_id="a1", instrument="SBIN", reason="test", placed_ns=1)
     bus, outbox = MemoryBus(), await Outbox(None).open()
-    gateway = OrderGateway(
-        bus,
-        account.broker,
-        outbox,
-        OpenLatch(),
-        clock_ns=lambda: 1,
-        max_order_rate_per_second=8,
-        block_ms=20,
-    )
+    gateway = a_gateway(bus, account, outbox)
     running = asyncio.create_task(gateway.run())
     await (await bus.publisher("execution", ["order"])).publish(order, cancel)
 

@@ -125,10 +125,18 @@ async def test_an_outage_holds_the_market_up_and_loses_nothing(bus: UnreliableBu
     assert published(bus) == list(range(1, 21))
 
 
-@pytest.mark.parametrize("forgotten", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("forgotten", "remembered", "left"),
+    [(2, 9, [1, 2, 3, 4, 5, 6]), (6, 9, [1, 2, 3, 4, 5, 6]), (6, 4, [3, 4, 5, 6])],
+)
 async def test_what_a_bus_had_confirmed_and_forgot_is_published_again(
-    bus: UnreliableBus, forgotten: int
+    bus: UnreliableBus,
+    monkeypatch: pytest.MonkeyPatch,
+    forgotten: int,
+    remembered: int,
+    left: list[int],
 ) -> None:
+    monkeypatch.setattr(tick_source_module, "_REMEMBERED", remembered)
     has_forgotten = asyncio.Event()
 
     async def halting() -> AsyncIterator[MarketEvent]:
@@ -145,12 +153,12 @@ async def test_what_a_bus_had_confirmed_and_forgot_is_published_again(
         for stream in (bus.stream(Tick.stream), bus.stream(TimeEvent.stream)):
             kept = len(stream.entries) - forgotten // 2
             del stream.entries[kept:], stream.keys[kept:]
-        bus.publish_faults.extend(["refused", "refused"])  # also while it repeats them
+        bus.publish_faults.extend(["refused", "refused", "unanswered"])  # also of repeats
         has_forgotten.set()
         await asyncio.wait_for(source.finished.wait(), WAIT_S)
 
-    assert published(bus) == list(range(1, 10))
-    assert source.published == 9
+    assert published(bus) == [*left, 7, 8, 9]
+    assert source.published == len(left) + 3
 
 
 async def test_a_restart_goes_on_behind_what_the_session_holds(bus: UnreliableBus) -> None:
