@@ -8,10 +8,13 @@ ticks.
 """
 
 import asyncio
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from actors.instruments import Instrument, InstrumentCatalogue, UnknownInstrument
 from backend.accounts import Accounts, PastCandle
@@ -20,29 +23,36 @@ from backend.place import Place
 from backend.projection import Projection
 from backend.responses import timeframe_of, timeframe_seconds
 from daemon.errors import BrokerError, DataError
-from daemon.history import CandleTable, load_candles
+from daemon.history import load_candles
 
 _DAYS = 30
 _WARM_UP_BARS = 199  # without features, which the existing answer leaves out
 _NS = 1_000_000_000
-_KEPT_TABLES = 8
+_KEPT_FILES = 8
+_TIME: Final = attrgetter("time_s")
+
+
+class _Read(NamedTuple):
+    """A file as it was read: its time of change and size then, and all its candles."""
+
+    state: tuple[int, int]
+    timeframe: str
+    candles: list[PastCandle]
 
 
 @dataclass(frozen=True)
 class CandleShelf:
     """Find candles by instrument and timeframe; raises DataError and BrokerError.
 
-    Files are read in a thread, one at a time, since some take a third of a second, and kept until
-    they change.
+    Files are read in a thread, one at a time, since some take a third of a second, and their
+    candles kept until they change.
     """
 
     raw_dir: Path
     catalogue: InstrumentCatalogue
     timeframes: AbstractSet[str]  # on offer
     accounts: Accounts
-    _tables: OrderedDict[Path, tuple[tuple[int, int], CandleTable]] = field(
-        default_factory=OrderedDict
-    )  # with time of change and size of the file
+    _files: OrderedDict[Path, _Read] = field(default_factory=OrderedDict)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def instrument(self, name: str, place: Place | None) -> Instrument | None:
@@ -83,27 +93,27 @@ class CandleShelf:
     async def _of_file(self, path: Path, timeframe: str, market_ns: int | None) -> list[PastCandle]:
         """Return the last 30 days of a file up to a candle that opens at market_ns, if given."""
         async with self._reading:
-            table = await asyncio.to_thread(self._table, path)
-            if table.timeframe != timeframe or not len(table):
-                return []
-            return await asyncio.to_thread(_last_days, table, market_ns)
+            read = await asyncio.to_thread(self._read, path)
+        if read.timeframe != timeframe or not read.candles:
+            return []
+        return _last_days(read.candles, market_ns)
 
-    def _table(self, path: Path) -> CandleTable:
+    def _read(self, path: Path) -> _Read:
         try:
             status = path.stat()
             state = (status.st_mtime_ns, status.st_size)
-            kept = self._tables.get(path)
-            if kept is None or kept[0] != state:
-                kept = (state, load_candles(path))
+            kept = self._files.get(path)
+            if kept is None or kept.state != state:
+                kept = _read(path, state)
         except OSError as error:
             raise DataError(f"{path.name} cannot be read: {error.strerror}") from error
         except DataError as error:
             raise DataError(without_folder(str(error), path)) from error
-        self._tables[path] = kept
-        self._tables.move_to_end(path)
-        while len(self._tables) > _KEPT_TABLES:
-            self._tables.popitem(last=False)
-        return kept[1]
+        self._files[path] = kept
+        self._files.move_to_end(path)
+        while len(self._files) > _KEPT_FILES:
+            self._files.popitem(last=False)
+        return kept
 
     async def recent(
         self,
@@ -153,11 +163,9 @@ def without_folder(text: str, path: Path) -> str:
     return text.replace(f"{path.parent}/", "")
 
 
-def _last_days(table: CandleTable, market_ns: int | None) -> list[PastCandle]:
-    end_ns = int(table.open_ns[-1]) + 1
-    if market_ns is not None:
-        end_ns = min(end_ns, market_ns + 1)
-    return [
+def _read(path: Path, state: tuple[int, int]) -> _Read:
+    table = load_candles(path)
+    candles = [
         PastCandle(
             candle.open_ns // _NS,
             float(candle.open),
@@ -166,5 +174,14 @@ def _last_days(table: CandleTable, market_ns: int | None) -> list[PastCandle]:
             float(candle.close),
             float(candle.volume),
         )
-        for candle in table.between(end_ns - _DAYS * 86_400 * _NS, end_ns).candles()
+        for candle in table.candles()
     ]
+    return _Read(state, table.timeframe, candles)
+
+
+def _last_days(candles: list[PastCandle], market_ns: int | None) -> list[PastCandle]:
+    last_s = candles[-1].time_s
+    if market_ns is not None:
+        last_s = min(last_s, market_ns // _NS)
+    first = bisect_right(candles, last_s - _DAYS * 86_400, key=_TIME)
+    return candles[first : bisect_right(candles, last_s, key=_TIME)]
