@@ -48,8 +48,8 @@ class RejectCircuit:
     def rejected(self, subject: str, kind: RejectKind, reason: str, now_ns: int) -> str | None:
         """Count one reject; return a sentence when it opens the circuit.
 
-        subject: what was ordered, or what that is a view of. Rejects of exits
-        while it is open keep it open, and say nothing.
+        subject: what was ordered, or what that is a view of. Rejects of exits while it is open keep
+        it open, and say nothing.
         """
         self.rejects[kind] += 1
         scope = _ANY if kind in _EVERYWHERE else subject
