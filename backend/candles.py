@@ -11,10 +11,13 @@ import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
+
+import msgspec
 
 from actors.instruments import Instrument, InstrumentCatalogue, UnknownInstrument
 from backend.accounts import Accounts, PastCandle
@@ -30,6 +33,27 @@ _WARM_UP_BARS = 199  # without features, which the existing answer leaves out
 _NS = 1_000_000_000
 _KEPT_FILES = 8
 _TIME: Final = attrgetter("time_s")
+_encode = msgspec.json.Encoder().encode
+
+
+class Chart(NamedTuple):
+    """Candles in a row, and each as JSON: a chart of a month is asked for more often than made."""
+
+    candles: list[PastCandle]
+    texts: list[bytes]
+
+    @classmethod
+    def of(cls, candles: list[PastCandle]) -> Self:
+        """Return the chart of some candles."""
+        return cls(candles, [_encode(candle_of(candle)) for candle in candles])
+
+    def part(self, first: int, last: int | None = None) -> Self:
+        """Return the candles from `first` up to, without, `last`."""
+        return type(self)(self.candles[first:last], self.texts[first:last])
+
+    def as_json(self) -> bytes:
+        """Return all candles as one JSON array."""
+        return b"[" + b",".join(self.texts) + b"]"
 
 
 class _Read(NamedTuple):
@@ -37,7 +61,7 @@ class _Read(NamedTuple):
 
     state: tuple[int, int]
     timeframe: str
-    candles: list[PastCandle]
+    chart: Chart
 
 
 @dataclass(frozen=True)
@@ -90,30 +114,36 @@ class CandleShelf:
             place is not None and timeframe in place.timeframes.values()
         )
 
-    async def _of_file(self, path: Path, timeframe: str, market_ns: int | None) -> list[PastCandle]:
+    async def _of_file(self, path: Path, timeframe: str, market_ns: int | None) -> Chart:
         """Return the last 30 days of a file up to a candle that opens at market_ns, if given."""
-        async with self._reading:
-            read = await asyncio.to_thread(self._read, path)
-        if read.timeframe != timeframe or not read.candles:
-            return []
-        return _last_days(read.candles, market_ns)
-
-    def _read(self, path: Path) -> _Read:
-        try:
-            status = path.stat()
-            state = (status.st_mtime_ns, status.st_size)
-            kept = self._files.get(path)
-            if kept is None or kept.state != state:
-                kept = _read(path, state)
-        except OSError as error:
-            raise DataError(f"{path.name} cannot be read: {error.strerror}") from error
-        except DataError as error:
-            raise DataError(without_folder(str(error), path)) from error
+        kept = self._kept(path) or await self._fresh(path)
         self._files[path] = kept
         self._files.move_to_end(path)
         while len(self._files) > _KEPT_FILES:
             self._files.popitem(last=False)
-        return kept
+        if kept.timeframe != timeframe or not kept.chart.candles:
+            return _NOTHING
+        return _last_days(kept.chart, market_ns)
+
+    def _kept(self, path: Path) -> _Read | None:
+        """Return a file as it was read, unless it has changed since or is gone."""
+        kept = self._files.get(path)
+        with suppress(OSError):
+            if kept is not None and kept.state == _state_of(path):
+                return kept
+        return None
+
+    async def _fresh(self, path: Path) -> _Read:
+        """Read a file, unless somebody else just did."""
+        async with self._reading:
+            if (kept := self._kept(path)) is not None:
+                return kept
+            try:
+                return await asyncio.to_thread(_read, path)
+            except OSError as error:
+                raise DataError(f"{path.name} cannot be read: {error.strerror}") from error
+            except DataError as error:
+                raise DataError(without_folder(str(error), path)) from error
 
     async def recent(
         self,
@@ -123,21 +153,21 @@ class CandleShelf:
         place: Place | None,
         view: Projection | None,
         now_s: int,
-    ) -> list[PastCandle]:
-        """Return about 30 days of candles but the first 199; [] where nobody has any."""
+    ) -> Chart:
+        """Return about 30 days of candles but the first 199; none where nobody has any."""
         timeframe = timeframe_of(timeframe)
         if not self._is_offered(timeframe, place):
             offered = ", ".join(sorted(self.timeframes, key=timeframe_seconds))
             raise DataError(f"timeframe must be one of {offered}, was {timeframe!r}")
         instrument = self.instrument(name, place)
-        found: list[PastCandle] = []
+        found = _NOTHING
         path = self.path(instrument.symbol, timeframe, place) if instrument else None
         if instrument is not None and path is not None:
             market_ns = None
             if view is not None and (tick := view.ticks.get(instrument.symbol)) is not None:
                 market_ns = tick.event_ns - timeframe_seconds(timeframe) * _NS
             found = await self._of_file(path, timeframe, market_ns)
-        if not found or found[-1].time_s < _live_since_s(place):
+        if not found.candles or found.candles[-1].time_s < _live_since_s(place):
             exchange_symbol = instrument.exchange_symbol if instrument else name
             start_s = now_s - _DAYS * 86_400
             try:
@@ -145,11 +175,11 @@ class CandleShelf:
                     identity, exchange_symbol, timeframe, start_s, now_s
                 )
             except BrokerError:
-                if not found:
+                if not found.candles:
                     raise
                 asked = []
-            found = asked or found
-        return found[_WARM_UP_BARS:]
+            found = Chart.of(asked) if asked else found
+        return found.part(_WARM_UP_BARS)
 
 
 def _live_since_s(place: Place | None) -> int:
@@ -163,7 +193,13 @@ def without_folder(text: str, path: Path) -> str:
     return text.replace(f"{path.parent}/", "")
 
 
-def _read(path: Path, state: tuple[int, int]) -> _Read:
+def _state_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> _Read:
+    state = _state_of(path)
     table = load_candles(path)
     candles = [
         PastCandle(
@@ -176,12 +212,27 @@ def _read(path: Path, state: tuple[int, int]) -> _Read:
         )
         for candle in table.candles()
     ]
-    return _Read(state, table.timeframe, candles)
+    return _Read(state, table.timeframe, Chart.of(candles))
 
 
-def _last_days(candles: list[PastCandle], market_ns: int | None) -> list[PastCandle]:
-    last_s = candles[-1].time_s
+def _last_days(chart: Chart, market_ns: int | None) -> Chart:
+    last_s = chart.candles[-1].time_s
     if market_ns is not None:
         last_s = min(last_s, market_ns // _NS)
-    first = bisect_right(candles, last_s - _DAYS * 86_400, key=_TIME)
-    return candles[first : bisect_right(candles, last_s, key=_TIME)]
+    first = bisect_right(chart.candles, last_s - _DAYS * 86_400, key=_TIME)
+    return chart.part(first, bisect_right(chart.candles, last_s, key=_TIME))
+
+
+def candle_of(candle: PastCandle) -> dict[str, int | float]:
+    """Return a candle as charts take it."""
+    return {
+        "time": candle.time_s,
+        "open": candle.open,
+        "high": candle.high,
+        "low": candle.low,
+        "close": candle.close,
+        "volume": candle.volume,
+    }
+
+
+_NOTHING: Final = Chart([], [])

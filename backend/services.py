@@ -23,6 +23,7 @@ from backend.auth import Identity
 from backend.backtest_jobs import Job, TooManyJobs
 from backend.build import Options, build_backend
 from backend.call_pace import CallPace
+from backend.candles import candle_of
 from backend.context import Backend
 from backend.daemon_link import NoAnswer
 from backend.fyers_accounts import FyersAccounts
@@ -33,7 +34,6 @@ from backend.responses import INACTIVE, fetch_seconds, next_fetch, timeframe_of
 from backend.routes.backtest_routes import job_request
 from backend.routes.trading_routes import (
     ManualTradeRequest,
-    candle_of,
     strategy_of,
     trade_manually,
 )
@@ -412,7 +412,7 @@ class RealtimeDataLoader:
     ) -> list[dict[str, int | float]]:
         """Return about 30 days of candles but the first 199; raises DataError and BrokerError."""
         backend = self._backend
-        candles = await backend.shelf.recent(
+        chart = await backend.shelf.recent(
             self._identity,
             instrument,
             timeframe,
@@ -420,7 +420,7 @@ class RealtimeDataLoader:
             backend.reader.view,
             backend.wall_ns() // 1_000_000_000,
         )
-        return [candle_of(candle) for candle in candles]
+        return [candle_of(candle) for candle in chart.candles]
 
 
 def _mode(word: str, problem: str) -> TradingMode:

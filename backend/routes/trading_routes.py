@@ -3,7 +3,6 @@
 Everything is asked of the daemon; what it refuses is told in the contract's words.
 """
 
-import asyncio
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -12,10 +11,8 @@ from pydantic import BaseModel, Field
 
 from actors.desk import CAPITAL, NO_SESSION, POSITION_OPEN
 from actors.messages import RequestAnswer, TradingMode
-from backend.accounts import PastCandle
 from backend.context import Backend, backend_of
 from backend.daemon_link import NoAnswer
-from backend.hub import as_text
 from backend.place import Place
 from backend.projection import Projection
 from backend.responses import TradingResponse, timeframe_of, trading_response
@@ -242,7 +239,7 @@ async def historical_data(
     backend = backend_of(request)
     reader = backend.reader
     try:
-        candles = await backend.shelf.recent(
+        chart = await backend.shelf.recent(
             user, instrument, timeframe, reader.place, reader.view,
             backend.wall_ns() // 1_000_000_000,
         )  # fmt: skip
@@ -250,25 +247,9 @@ async def historical_data(
         raise HTTPException(
             500, f"Internal server error while fetching historical data: {error}"
         ) from error
-    if not candles:
+    if not chart.candles:
         raise HTTPException(500, f"Failed to fetch historical data for {instrument}")
-    return Response(await asyncio.to_thread(_as_json, candles), media_type="application/json")
-
-
-def _as_json(candles: list[PastCandle]) -> str:
-    return as_text([candle_of(candle) for candle in candles])
-
-
-def candle_of(candle: PastCandle) -> dict[str, int | float]:
-    """Return a candle as charts take it."""
-    return {
-        "time": candle.time_s,
-        "open": candle.open,
-        "high": candle.high,
-        "low": candle.low,
-        "close": candle.close,
-        "volume": candle.volume,
-    }
+    return Response(chart.as_json(), media_type="application/json")
 
 
 def _daemon(backend: Backend, problem: str) -> tuple[Place, Projection]:

@@ -1,5 +1,6 @@
 """Candles for charts: whose file is read, where, how often, and what is told when it cannot be."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -36,7 +37,9 @@ def write_rows(path: Path, count: int = 250) -> Path:
 async def recent(
     shelf: CandleShelf, name: str, timeframe: str = "1", place: Place | None = None
 ) -> list[PastCandle]:
-    return await shelf.recent(USER, name, timeframe, place, None, NOW_S)
+    chart = await shelf.recent(USER, name, timeframe, place, None, NOW_S)
+    assert json.loads(chart.as_json()) == [candles.candle_of(candle) for candle in chart.candles]
+    return chart.candles
 
 
 def a_live_place(state: Path, first_open_s: int) -> Place:
