@@ -6,7 +6,7 @@ positions and answers are never left out, so one that falls too far behind is dr
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ class Ready(NamedTuple):
 
     text: str
     frame: bytes  # the same as one unmasked WebSocket frame, the same for every client
+    latest_of: str = ""  # a newer message of the same name replaces it while it waits
 
 
 def as_text(body: object) -> str:
@@ -33,10 +34,10 @@ def as_text(body: object) -> str:
     return _encode(body).decode()
 
 
-def ready(body: object) -> Ready:
+def ready(body: object, latest_of: str = "") -> Ready:
     """Return a message that is to be sent as a JSON object."""
     payload = _encode(body)
-    return Ready(payload.decode(), _frame(payload))
+    return Ready(payload.decode(), _frame(payload), latest_of)
 
 
 def ready_text(text: str) -> Ready:
@@ -63,8 +64,8 @@ class Line(Protocol):
         """Whether a frame would go out now, rather than lie in memory."""
         ...
 
-    def write(self, message: Ready) -> None:
-        """Send; never waits."""
+    def write(self, messages: Sequence[Ready]) -> None:
+        """Send in this order; never waits."""
         ...
 
 
@@ -100,20 +101,26 @@ class SocketClient:
         self.replaced = 0
         line.on_ready = self._flush
 
-    def offer(self, message: Ready, latest_of: str = "") -> None:
-        """Send or queue; one with a name replaces an older one of that name still waiting."""
+    def offer(self, *messages: Ready) -> None:
+        """Send all at once, or queue them behind what waits."""
         if self.end_reason:
             return
         if not self._waiting and self._line.is_ready:
-            self._line.write(message)
+            self._line.write(messages)
             return
+        for message in messages:
+            self._queue(message)
+
+    def _queue(self, message: Ready) -> None:
         now_s = self._monotonic_s()
         if not self._waiting:
             self._waits_since_s = now_s
         if now_s >= self._waits_since_s + self._patience.seconds:
             self.end(TOO_SLOW)
+        if self.end_reason:
             return
-        cell = self._cells.get(latest_of) if latest_of else None
+        name = message.latest_of
+        cell = self._cells.get(name) if name else None
         if cell is not None:
             cell[0] = message
             self.replaced += 1
@@ -123,8 +130,8 @@ class SocketClient:
             return
         cell = [message]
         self._waiting.append(cell)
-        if latest_of:
-            self._cells[latest_of] = cell
+        if name:
+            self._cells[name] = cell
         else:
             # What comes later must not overtake this one by slipping into an older cell.
             self._cells.clear()
@@ -141,7 +148,7 @@ class SocketClient:
             cell = self._waiting.popleft()
             if self._cells:
                 self._cells = {k: v for k, v in self._cells.items() if v is not cell}
-            self._line.write(cell[0])
+            self._line.write(cell)
             self._waits_since_s = self._monotonic_s()
 
 
@@ -177,10 +184,10 @@ class Hub:
         if client.end_reason:
             get_logger(part="hub").info("socket ended", reason=client.end_reason)
 
-    def send(self, user_id: str, message: Ready, latest_of: str = "") -> None:
-        """Offer a message to every socket of a user."""
+    def send(self, user_id: str, *messages: Ready) -> None:
+        """Offer messages to every socket of a user."""
         for client in tuple(self._clients.get(user_id, ())):
-            client.offer(message, latest_of)
+            client.offer(*messages)
 
     def end_all(self, reason: str) -> None:
         """Have every socket closed."""

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from asyncio.transports import BaseTransport
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -23,7 +23,7 @@ def _nothing() -> None:
 class LineProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, which also takes ready frames: it is the Line of its own connection.
 
-    A frame written here costs one `write`: no task wakes, nothing is encoded per client (ADR 57).
+    What is written here costs one `write`: no task wakes, nothing is encoded per client (ADR 57).
     The application finds it in its scope, as the extension `hrm.line`.
     """
 
@@ -50,9 +50,9 @@ class LineProtocol(WebSocketsSansIOProtocol):
         is_open = self.handshake_complete and not (self.close_sent or self.disconnected)
         return is_open and self.writable.is_set() and not self.transport.is_closing()
 
-    def write(self, message: Ready) -> None:
-        """Send a frame; it may go between any two that uvicorn sends."""
-        self.transport.write(message.frame)
+    def write(self, messages: Sequence[Ready]) -> None:
+        """Send frames in one piece; it may go between any two that uvicorn sends."""
+        self.transport.write(b"".join([message.frame for message in messages]))
 
     def resume_writing(self) -> None:
         """Let what waited go on."""
@@ -70,17 +70,17 @@ class SendingLine:
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self.on_ready: Callable[[], None] = _nothing
         self._send = send
-        self._message: Ready | None = None
+        self._messages: Sequence[Ready] = ()
         self._wake = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
-        """Whether the message before has been taken."""
-        return self._message is None
+        """Whether the messages before have been taken."""
+        return not self._messages
 
-    def write(self, message: Ready) -> None:
-        """Have the message sent."""
-        self._message = message
+    def write(self, messages: Sequence[Ready]) -> None:
+        """Have the messages sent, one by one."""
+        self._messages = tuple(messages)
         self._wake.set()
 
     async def run(self) -> None:
@@ -88,7 +88,8 @@ class SendingLine:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._message is not None:
-                await self._send(self._message.text)
-                self._message = None
+            if self._messages:
+                for message in self._messages:
+                    await self._send(message.text)
+                self._messages = ()
                 self.on_ready()

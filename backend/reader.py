@@ -6,9 +6,9 @@ there is no session to show.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from actors.messages import Alert, Decision, Heartbeat, RequestAnswer
+from actors.messages import Alert, Decision, Heartbeat, RequestAnswer, TradingSession
 from backend.hub import Hub, Ready, ready
 from backend.place import Finder, Place
 from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade, without_replaced
@@ -20,6 +20,9 @@ from daemon.redis_tail import RedisTail
 
 _BLOCK_MS = 200
 _BATCH = 500
+_AT_ONCE_MS = 1  # 0 would block for ever
+_GIVE_WAY_S = 0.006
+"""How old an event is before sockets hear of it: meanwhile the daemon decides on it (ADR-0065)."""
 _LOOK_S = 0.5
 _RETRY_S = 0.25
 _BROKEN_S = 1.0
@@ -105,7 +108,7 @@ class BusReader:
             self._log.info("following", session=place.plan.session)
             look_at_s = self._monotonic_s() + _LOOK_S
             while True:
-                entries = await tail.read(_BATCH, _BLOCK_MS)
+                entries = await self._gathered(tail)
                 self._take(entries)
                 if len(entries) >= _BATCH:
                     await asyncio.sleep(0)
@@ -118,6 +121,17 @@ class BusReader:
             if tail is not None:
                 await tail.close()
             await bus.close()
+
+    async def _gathered(self, tail: RedisTail) -> list[Entry]:
+        """Return what comes next and what follows it closely; [] after a while without any."""
+        entries = await tail.read(_BATCH, _BLOCK_MS)
+        if entries:
+            published_ns = min(entry.envelope.published_ns for entry in entries)
+            passed_s = max(self._wall_ns() - published_ns, 0) / 1e9
+            if passed_s < _GIVE_WAY_S:
+                await asyncio.sleep(_GIVE_WAY_S - passed_s)
+                entries += await tail.read(_BATCH, _AT_ONCE_MS)
+        return entries
 
     async def _rebuild(self, place: Place, bus: RedisBus, tail: RedisTail) -> None:
         """Fold what was before the tail's place; tell sockets of what came meanwhile."""
@@ -141,8 +155,7 @@ class BusReader:
             projection.carry_on(before)
         for entry in past:
             if before is not None and id_key(entry.id) > id_key(self._stands[entry.stream]):
-                for frame in self._frames(projection, entry):
-                    self._send(projection, frame)
+                self._send(projection, list(self._frames(projection, entry)))
                 self._stands[entry.stream] = entry.id
             else:
                 projection.restore(entry.envelope)
@@ -161,10 +174,13 @@ class BusReader:
         frames: list[Frame] = []
         stands: dict[str, str] = {}
         for entry in entries:
+            if entry.stream == TradingSession.stream:
+                # What came before concerns those whose session ran then.
+                self._send(projection, without_replaced(frames))
+                frames = []
             frames += self._frames(projection, entry)
             stands[entry.stream] = entry.id
-        for frame in without_replaced(frames):
-            self._send(projection, frame)
+        self._send(projection, without_replaced(frames))
         self._stands |= stands
         if len(projection.trades) > trades:
             self._on_trades(projection.place, projection.trades)
@@ -177,18 +193,22 @@ class BusReader:
             return ()
         return projection.fold(message)
 
-    def _send(self, projection: Projection, frame: Frame) -> None:
-        if frame.user_id:
-            self._hub.send(frame.user_id, ready(frame.body))
-            return
-        made: dict[tuple[object, ...], Ready] = {}  # by what it depends on of a session
+    def _send(self, projection: Projection, frames: Sequence[Frame]) -> None:
+        """Send each user what concerns him, all at once."""
+        made: dict[tuple[object, ...], Ready] = {}  # by frame and what it depends on of a session
         for user_id in self._hub.users:
             session = projection.session_of(user_id)
-            if session is None or session.status != "running":
-                continue
-            if session.instrument != frame.instrument:
-                continue
-            key = frame.key_of(session)
-            if key not in made:
-                made[key] = ready(projection.for_session(frame, session))
-            self._hub.send(user_id, made[key], frame.latest_of)
+            is_running = session is not None and session.status == "running"
+            mine: list[Ready] = []
+            for number, frame in enumerate(frames):
+                if frame.user_id:
+                    if frame.user_id == user_id:
+                        mine.append(ready(frame.body))
+                elif session is not None and is_running and session.instrument == frame.instrument:
+                    key = (number, *frame.key_of(session))
+                    if key not in made:
+                        body = projection.for_session(frame, session)
+                        made[key] = ready(body, frame.latest_of)
+                    mine.append(made[key])
+            if mine:
+                self._hub.send(user_id, *mine)

@@ -1,7 +1,7 @@
 """Queues of sockets: who is written to at once, what a slow client gets, who is dropped."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -25,10 +25,10 @@ class HeldLine:
     def is_ready(self) -> bool:
         return self.room > 0
 
-    def write(self, message: Ready) -> None:
+    def write(self, messages: Sequence[Ready]) -> None:
         assert self.room > 0
-        self.room -= 1
-        self.taken.append(message.text)
+        self.room -= len(messages)
+        self.taken += [message.text for message in messages]
 
     def make_room(self, room: int) -> None:
         self.room += room
@@ -50,7 +50,7 @@ class World:
         self.ends += 1
 
     def offer(self, text: str, latest_of: str = "") -> None:
-        self.client.offer(ready_text(text), latest_of)
+        self.client.offer(ready_text(text)._replace(latest_of=latest_of))
 
 
 def test_a_client_that_keeps_up_is_written_to_at_once() -> None:
@@ -60,6 +60,21 @@ def test_a_client_that_keeps_up_is_written_to_at_once() -> None:
     world.offer("tick 2", latest_of="tick")
 
     assert world.line.taken == ["tick 1", "tick 2"]
+
+
+def test_what_comes_together_goes_out_together_or_waits_as_if_it_had_come_singly() -> None:
+    quick, slow = World(room=1), World()
+    batch = [
+        ready_text(text)._replace(latest_of="" if text == "trade" else "tick")
+        for text in ("tick 1", "trade", "tick 2", "tick 3")
+    ]
+
+    for world in (quick, slow):
+        world.client.offer(*batch)
+    slow.line.make_room(10)
+
+    assert quick.line.taken == ["tick 1", "trade", "tick 2", "tick 3"]
+    assert slow.line.taken == ["tick 1", "trade", "tick 3"]
 
 
 def test_a_slow_client_gets_the_newest_tick_and_every_trade() -> None:
@@ -186,7 +201,7 @@ async def test_a_line_through_a_coroutine_sends_in_order_and_waits_for_each() ->
     )
     sending = asyncio.create_task(line.run())
     for number in range(3):
-        client.offer(ready_text(f"tick {number}"), latest_of="tick")
+        client.offer(ready_text(f"tick {number}")._replace(latest_of="tick"))
     may_go.release()
     may_go.release()
     async with asyncio.timeout(20):

@@ -84,7 +84,7 @@ async def test_a_client_that_pauses_finds_every_trade_and_the_newest_tick(tmp_pa
         await until(lambda: len(backend.hub) == 1)
         for number in range(TICKS):
             tick = {"type": "tick", "number": number, "padding": PADDING}
-            backend.hub.send(USER.user_id, ready(tick), "tick:Nifty")
+            backend.hub.send(USER.user_id, ready(tick, "tick:Nifty"))
             if number % TRADE_EVERY == 0:
                 trade = {"type": "trade_executed", "number": number}
                 backend.hub.send(USER.user_id, ready(trade))
@@ -116,9 +116,9 @@ async def test_a_client_that_takes_nothing_is_cut_off_and_leaves_nothing_behind(
         await until(lambda: len(backend.hub) == 1)
         for number in range(500):
             tick = {"type": "tick", "number": number, "padding": PADDING}
-            backend.hub.send(USER.user_id, ready(tick), "tick:Nifty")
+            backend.hub.send(USER.user_id, ready(tick, "tick:Nifty"))
         await asyncio.sleep(0.2)
-        backend.hub.send(USER.user_id, ready({"type": "tick"}), "tick:Nifty")
+        backend.hub.send(USER.user_id, ready({"type": "tick"}, "tick:Nifty"))
 
         await until(lambda: len(backend.hub) == 0)
         await until(lambda: not server.server_state.connections)

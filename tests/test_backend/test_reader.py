@@ -27,6 +27,7 @@ from daemon.settings import load_instruments
 
 USER = "FA1"
 NOT_CLOSED = "Failed to close position for Nifty. Please check manually."
+CALL_FOR_HELP = Alert(severity="critical", text=NOT_CLOSED, runbook="", at_ns=0, instrument="Nifty")
 
 
 class World:
@@ -35,6 +36,8 @@ class World:
     def __init__(self) -> None:
         self.is_lost = False
         self.entries: list[Entry] = []
+        self.now_ns = 0
+        self.soon: list[AnyMessage] = []  # what comes right after a read that finds something
 
     def publish(self, *messages: AnyMessage) -> None:
         for message in messages:
@@ -88,6 +91,9 @@ class KnownTail:
         found.sort(key=lambda entry: id_key(entry.id))
         for entry in found:
             self.after[entry.stream] = entry.id
+        if found:
+            soon, self.world.soon = self.world.soon, []
+            self.world.publish(*soon)
         return found
 
     async def close(self) -> None: ...
@@ -100,9 +106,15 @@ class HeardLine:
         self.on_ready: Callable[[], None] = lambda: None
         self.is_ready = True
         self.frames: list[dict[str, Any]] = []
+        self.writes: list[int] = []  # frames in each
 
-    def write(self, message: Ready) -> None:
-        self.frames.append(json.loads(message.text))
+    def write(self, messages: Sequence[Ready]) -> None:
+        self.frames += [json.loads(message.text) for message in messages]
+        self.writes.append(len(messages))
+
+    def forget(self) -> None:
+        self.frames.clear()
+        self.writes.clear()
 
     def kinds(self) -> list[str]:
         return [frame["type"] for frame in self.frames]
@@ -126,7 +138,7 @@ class Followed:
         self.reader = BusReader(
             lambda: place,
             hub,
-            wall_ns=lambda: 0,
+            wall_ns=lambda: world.now_ns,
             monotonic_s=lambda: 0.0,
             on_answer=self.answers.append,
             on_trades=self._note,
@@ -136,7 +148,7 @@ class Followed:
         self.trades = list(trades)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while not is_so():  # noqa: ASYNC110  another task's doing
                 await asyncio.sleep(0.005)
 
@@ -145,7 +157,7 @@ class Followed:
         """Lose the bus while something happens; return when the reader has it again."""
         self.world.is_lost = True
         await self.until(lambda: not self.reader._is_connected)
-        self.line.frames.clear()
+        self.line.forget()
         yield
         self.world.is_lost = False
         await self.until(lambda: self.reader._is_connected)
@@ -225,13 +237,12 @@ async def test_a_stop_inside_an_outage_comes_behind_what_closed_before_it(
 
 
 async def test_an_answer_and_a_call_for_help_inside_an_outage_arrive(followed: Followed) -> None:
-    alert = Alert(severity="critical", text=NOT_CLOSED, runbook="", at_ns=0, instrument="Nifty")
     answer = RequestAnswer(
         request_id="r1", user_id=USER, accepted=True, reason="started", answered_ns=0
     )
 
     async with followed.outage():
-        followed.world.publish(alert, answer)
+        followed.world.publish(CALL_FOR_HELP, answer)
     told = [followed.line.kinds()]
     async with followed.outage():
         pass
@@ -253,3 +264,27 @@ async def test_after_an_outage_without_events_prices_and_the_time_are_known_stil
     (status,) = followed.line.frames
     assert status["data"]["current_price"] == 22010.0
     assert status["data"]["current_pnl"] == 750.0
+
+
+@pytest.mark.parametrize(("age_ms", "writes"), [(0, [3]), (5, [3]), (6, [2, 1]), (-1000, [3])])
+async def test_what_follows_a_fresh_event_goes_out_with_it(
+    followed: Followed, age_ms: int, writes: list[int]
+) -> None:
+    followed.line.forget()
+    followed.world.now_ns = age_ms * 1_000_000
+    followed.world.soon = [CALL_FOR_HELP]
+
+    followed.world.publish(ENTERED)
+    await followed.until(lambda: "error" in followed.line.kinds())
+
+    assert followed.line.kinds() == ["trade_executed", "position_update", "error"]
+    assert followed.line.writes == writes
+
+
+async def test_a_close_right_before_the_stop_is_told(followed: Followed) -> None:
+    followed.line.forget()
+    followed.world.publish(ENTERED, *LEFT, a_session(status="stopped"), CALL_FOR_HELP)
+    await followed.until(lambda: "stopped" in followed.line.kinds())
+
+    of_trades = ["trade_executed", "position_update"] * 2
+    assert followed.line.kinds() == [*of_trades, "stopped"]
