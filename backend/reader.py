@@ -8,7 +8,7 @@ there is no session to show.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from actors.messages import Alert, Decision, Heartbeat, RequestAnswer, TradingSession
+from actors.messages import Alert, Bar, Decision, Heartbeat, RequestAnswer, TradingSession
 from backend.hub import Hub, Ready, ready
 from backend.place import Finder, Place
 from backend.projection import REMEMBERED, WATCHED, Frame, Projection, Trade, without_replaced
@@ -21,13 +21,28 @@ from daemon.redis_tail import RedisTail
 _BLOCK_MS = 200
 _BATCH = 500
 _AT_ONCE_MS = 1  # 0 would block for ever
-_GIVE_WAY_S = 0.006
-"""How old an event is before sockets hear of it: meanwhile the daemon decides on it (ADR-0065)."""
+_GIVE_WAY_S, _AT_MOST_S = 0.006, 0.012
+"""How old an event is before sockets hear of it, and at most while a bar is not decided on: the
+daemon goes first (ADR-0065)."""
 _LOOK_S = 0.5
 _RETRY_S = 0.25
 _BROKEN_S = 1.0
 _MISSED = (*REMEMBERED, RequestAnswer.stream, Alert.stream)
 """Streams of which nothing may be left out that came while the bus was lost."""
+
+
+def is_undecided(entries: Iterable[Entry]) -> bool:
+    """Tell whether a bar has closed on which there is no decision among the entries."""
+    waiting: set[str] = set()
+    for entry in entries:
+        match entry.envelope.message:
+            case Bar(instrument=name):
+                waiting.add(name)
+            case Decision(instrument=name):
+                waiting.discard(name)
+            case _:
+                pass
+    return bool(waiting)
 
 
 class BusReader:
@@ -125,13 +140,19 @@ class BusReader:
     async def _gathered(self, tail: RedisTail) -> list[Entry]:
         """Return what comes next and what follows it closely; [] after a while without any."""
         entries = await tail.read(_BATCH, _BLOCK_MS)
-        if entries:
-            published_ns = min(entry.envelope.published_ns for entry in entries)
-            passed_s = max(self._wall_ns() - published_ns, 0) / 1e9
-            if passed_s < _GIVE_WAY_S:
-                await asyncio.sleep(_GIVE_WAY_S - passed_s)
-                entries += await tail.read(_BATCH, _AT_ONCE_MS)
+        if not entries:
+            return []
+        since_ns = min(entry.envelope.published_ns for entry in entries)
+        if (wait_s := self._left_s(since_ns, _GIVE_WAY_S)) > 0:
+            await asyncio.sleep(wait_s)
+            entries += await tail.read(_BATCH, _AT_ONCE_MS)
+            while is_undecided(entries) and (left_s := self._left_s(since_ns, _AT_MOST_S)) > 0:
+                entries += await tail.read(_BATCH, max(round(left_s * 1000), _AT_ONCE_MS))
         return entries
+
+    def _left_s(self, since_ns: int, allowed_s: float) -> float:
+        """Return what is left of a time; the publisher's clock may be ahead."""
+        return allowed_s - max(self._wall_ns() - since_ns, 0) / 1e9
 
     async def _rebuild(self, place: Place, bus: RedisBus, tail: RedisTail) -> None:
         """Fold what was before the tail's place; tell sockets of what came meanwhile."""

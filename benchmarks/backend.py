@@ -1,6 +1,6 @@
 """What does the web backend cost, and does the trading path notice it?
 
-    python -m benchmarks.backend --json          about five minutes
+    python -m benchmarks.backend --json          about seven minutes
     python -m benchmarks.backend --json --quick  about half a minute, fewer sockets
 
 One daemon (`hrm-trader run`) plays seeded one-minute candles, fast enough for ten decisions and
@@ -54,8 +54,8 @@ from daemon.settings import load_settings
 
 SOCKETS: Final = 200
 SOCKETS_PER_USER: Final = 3
-PAIRS: Final = 4
-TURN_S: Final = 27.0
+PAIRS: Final = 8
+TURN_S: Final = 20.0
 FLOOR_S: Final = 10.0
 SPEED: Final = 600.0  # market seconds per real second: ten bars, forty ticks a second
 SECRET: Final = "a secret for measuring only, 32 bytes"
@@ -73,6 +73,8 @@ DAYS: Final = (
     14,
     15,
     16,
+    17,
+    18,
 )  # without weekends and the holiday of 3 March
 BARS_A_DAY: Final = 375
 SEED: Final = 7

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pytest
 from backend_server import check_frame
-from builders import OPEN_NS, a_fill, a_position, a_session, a_tick, an_order
+from builders import OPEN_NS, a_bar, a_decision, a_fill, a_position, a_session, a_tick, an_order
 from command_line import CONFIG
 from recorded_session import session_plan, write_candles
 
@@ -288,3 +288,25 @@ async def test_a_close_right_before_the_stop_is_told(followed: Followed) -> None
 
     of_trades = ["trade_executed", "position_update"] * 2
     assert followed.line.kinds() == [*of_trades, "stopped"]
+
+
+async def test_a_closed_bar_waits_for_the_decision_on_it_but_not_for_ever(
+    followed: Followed,
+) -> None:
+    followed.line.forget()
+
+    followed.world.publish(a_bar(), ENTERED)
+    await asyncio.sleep(0.1)
+    followed.world.publish(a_decision(instrument="Bank_Nifty"))
+    await asyncio.sleep(0.1)
+    assert followed.line.kinds() == []
+    followed.world.publish(a_decision())
+    await followed.until(lambda: "stats_update" in followed.line.kinds())
+    assert followed.line.kinds()[:2] == ["trade_executed", "position_update"]
+
+    followed.line.forget()
+    followed.world.publish(a_bar(), CALL_FOR_HELP)
+    await asyncio.sleep(0.1)
+    assert followed.line.kinds() == []
+    followed.world.now_ns = 12_000_000
+    await followed.until(lambda: followed.line.kinds() == ["error"])
