@@ -24,6 +24,7 @@ _AT_ONCE_MS = 1  # 0 would block for ever
 _GIVE_WAY_S, _AT_MOST_S = 0.006, 0.012
 """How old an event is before sockets hear of it, and at most while a bar is not decided on: the
 daemon goes first (ADR-0065)."""
+_NS = 1_000_000_000
 _LOOK_S = 0.5
 _RETRY_S = 0.25
 _BROKEN_S = 1.0
@@ -142,17 +143,18 @@ class BusReader:
         entries = await tail.read(_BATCH, _BLOCK_MS)
         if not entries:
             return []
-        since_ns = min(entry.envelope.published_ns for entry in entries)
-        if (wait_s := self._left_s(since_ns, _GIVE_WAY_S)) > 0:
+        published_ns = min(entry.envelope.published_ns for entry in entries)
+        # The age is asked of the wall clock once: it may jump, and the publisher's be another.
+        since_s = self._monotonic_s() - max(self._wall_ns() - published_ns, 0) / _NS
+        if (wait_s := since_s + _GIVE_WAY_S - self._monotonic_s()) > 0:
             await asyncio.sleep(wait_s)
             entries += await tail.read(_BATCH, _AT_ONCE_MS)
-            while is_undecided(entries) and (left_s := self._left_s(since_ns, _AT_MOST_S)) > 0:
+            while is_undecided(entries):
+                left_s = since_s + _AT_MOST_S - self._monotonic_s()
+                if left_s <= 0:
+                    break
                 entries += await tail.read(_BATCH, max(round(left_s * 1000), _AT_ONCE_MS))
         return entries
-
-    def _left_s(self, since_ns: int, allowed_s: float) -> float:
-        """Return what is left of a time; the publisher's clock may be ahead."""
-        return allowed_s - max(self._wall_ns() - since_ns, 0) / 1e9
 
     async def _rebuild(self, place: Place, bus: RedisBus, tail: RedisTail) -> None:
         """Fold what was before the tail's place; tell sockets of what came meanwhile."""

@@ -37,6 +37,7 @@ class World:
         self.is_lost = False
         self.entries: list[Entry] = []
         self.now_ns = 0
+        self.passed_s = 0.0
         self.soon: list[AnyMessage] = []  # what comes right after a read that finds something
 
     def publish(self, *messages: AnyMessage) -> None:
@@ -139,7 +140,7 @@ class Followed:
             lambda: place,
             hub,
             wall_ns=lambda: world.now_ns,
-            monotonic_s=lambda: 0.0,
+            monotonic_s=lambda: world.passed_s,
             on_answer=self.answers.append,
             on_trades=self._note,
         )
@@ -308,5 +309,5 @@ async def test_a_closed_bar_waits_for_the_decision_on_it_but_not_for_ever(
     followed.world.publish(a_bar(), CALL_FOR_HELP)
     await asyncio.sleep(0.1)
     assert followed.line.kinds() == []
-    followed.world.now_ns = 12_000_000
+    followed.world.passed_s = 0.012
     await followed.until(lambda: followed.line.kinds() == ["error"])
