@@ -5,9 +5,9 @@
 
 One daemon (`hrm-trader run`) plays seeded one-minute candles, fast enough for ten decisions and
 forty ticks a second. Beside it, in turns: nothing, and the backend (`python -m backend`) with 200
-live sockets and a stream of GET requests. Daemon, backend and sockets are processes of their own;
-the latter two give way to the daemon as whole sessions, as the units' CPUWeight has it. The sockets
-are raw ones (`benchmarks/socket_clients.py`), so that they cost as little as they can.
+live sockets and a stream of GET requests. Daemon, backend, sockets and who asks are processes of
+their own; all but the daemon give way to it as whole sessions, as the units' CPUWeight has it. The
+sockets are raw ones (`benchmarks/socket_clients.py`), so that they cost as little as they can.
 
 `tick_fan_out_ms` is the time from a tick's publication on the bus to its arrival at a client, over
 all sockets. `floor_fan_out_ms` is the same, in the same run and with the same clients, of a server
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -80,15 +80,6 @@ BARS_A_DAY: Final = 375
 SEED: Final = 7
 _START_WAIT_S: Final = 60.0
 _SETTLE_S: Final = 2.0
-_GET_CLIENTS: Final = 4
-_GET_PAUSE_S: Final = 0.05
-_PATHS: Final = (
-    "/api/health",
-    "/api/config",
-    "/api/metrics",
-    "/api/trading/positions",
-    "/api/historical-data?instrument=Bank_Nifty&timeframe=1",
-)
 _LONGEST_LINE: Final = 1 << 28
 
 
@@ -323,12 +314,15 @@ async def beside(environment: dict[str, str], cookies: list[str], seconds: float
     turn = Turn()
     async with a_backend(environment) as (server, port):
         idle_kib = rss_kib(server.pid)
-        async with some_sockets(port, "/ws/trading", cookies, turn):
+        async with (
+            some_sockets(port, "/ws/trading", cookies, turn),
+            clients_that_ask(port, cookies[0], seconds) as ask,
+        ):
             await asyncio.sleep(_SETTLE_S)
             turn.kib_per_socket = (rss_kib(server.pid) - idle_kib) / len(cookies)
             cpu_s = cpu_seconds(server.pid)
             turn.begin_ns = time.time_ns()
-            turn.gets_ms = await gets(f"http://127.0.0.1:{port}", cookies[0], seconds)
+            turn.gets_ms = await ask()
             turn.end_ns = time.time_ns()
             turn.cpu_s = cpu_seconds(server.pid) - cpu_s
     return turn
@@ -409,26 +403,36 @@ async def answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def gets(url: str, cookie: str, seconds: float) -> list[float]:
-    """Ask one thing after another with a few clients; return the times in milliseconds."""
-    end_s = time.monotonic() + seconds
-    times: list[float] = []
+@asynccontextmanager
+async def clients_that_ask(
+    port: int, cookie: str, seconds: float
+) -> AsyncIterator[Callable[[], Awaitable[list[float]]]]:
+    """Start clients in a process of their own; what is returned has them ask for some seconds."""
+    clients = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.get_clients", f"http://127.0.0.1:{port}", str(seconds),
+        cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        limit=_LONGEST_LINE, start_new_session=True,
+    )  # fmt: skip
 
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        while time.monotonic() < end_s:
-            path = _PATHS[number % len(_PATHS)]
-            began_ns = time.perf_counter_ns()
-            async with session.get(f"{url}{path}", headers={"Cookie": cookie}) as answer:
-                await answer.read()
-                if answer.status != 200:
-                    raise SystemExit(f"{path} answered {answer.status}")
-            times.append((time.perf_counter_ns() - began_ns) / 1e6)
-            number += 1
-            await asyncio.sleep(_GET_PAUSE_S)
+    async def ask() -> list[float]:
+        """Return how many milliseconds each answer took."""
+        times, _ = await clients.communicate(b"\n")
+        if clients.returncode:
+            raise SystemExit("the clients that ask have failed")
+        answered: list[float] = json.loads(times)
+        return answered
 
-    async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(client(session, number) for number in range(_GET_CLIENTS)))
-    return times
+    try:
+        assert clients.stdin is not None
+        assert clients.stdout is not None
+        clients.stdin.write(f"{cookie}\n".encode())
+        if await clients.stdout.readline() != b"ready\n":
+            raise SystemExit("the clients that ask did not start")
+        yield ask
+    finally:
+        if clients.returncode is None:
+            clients.kill()
+            await clients.wait()
 
 
 def rss_kib(pid: int) -> int:
