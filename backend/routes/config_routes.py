@@ -45,7 +45,7 @@ async def config(request: Request) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _document(text: str) -> Any:
-    """Return what a YAML text says; parsing takes three milliseconds, and the text seldom changes.
+    """Return what a YAML text says: parsing it holds the event loop up, and it seldom changes.
 
     Only to be read: every caller gets the same object.
     """
